@@ -1,0 +1,24 @@
+"""The errors a user can cause. Each names the thing, what was found, what was wanted, and the mend, in one line.
+
+Whoever catches `MintError` catches everything that is wrong with the input; all else is a fault of ours or of the machine.
+"""
+
+
+class MintError(Exception):
+    """What a user gave cannot be used; the command line prints it in one line and exits with 2."""
+
+
+class RecordError(MintError):
+    """A case, a pair, an image or a table that cannot be read; names the file and the line."""
+
+
+class CheckpointError(MintError):
+    """A checkpoint, tokenizer or adapter that is missing, broken or of another shape; names the file and the tensor."""
+
+
+class ConfigError(MintError):
+    """A setting that is out of range or fights another; names the setting."""
+
+
+class WorkError(MintError):
+    """The work itself failed: a NaN, a full disk, a lost rank; the command line exits with 1."""

@@ -1,0 +1,58 @@
+"""The one door to `kernels/`: picks the Triton kernel or its plain twin for the tensors at hand; both have one signature.
+
+The folder `kernels/` lies at the top of the repository and inside the installed package; this module names it as its own
+`__path__`, so `mint.kernels.reference` imports from either place (kernels/README.md says why it is built so).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+_inside, _beside = (Path(__file__).resolve().parents[up] / "kernels" for up in (0, 1))
+# Never both: beside an installed mint lies whatever else is called `kernels` in site-packages.
+__path__ = [str(_inside if _inside.is_dir() else _beside)]
+
+if TYPE_CHECKING:
+    from kernels import reference
+else:
+    from mint.kernels import reference
+
+__all__ = ["log_odds_ratio", "token_logprob"]
+
+
+def _backend(tensor: Tensor, name: str) -> Any:
+    """The module that computes on this tensor's device; Triton is imported only when a CUDA tensor or its interpreter asks."""
+    if tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+        from importlib import import_module
+
+        return import_module(f"mint.kernels.{name}")
+    return reference
+
+
+def token_logprob(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    low: Tensor | None = None,
+    up: Tensor | None = None,
+    tile: int | None = None,
+) -> Tensor:
+    """log p(label) of each row: hidden (N, D), head (V, D), labels (N,) -> (N,) float32; the (N, V) logits never exist whole.
+
+    logits = hidden headᵀ + bias + low upᵀ, where low (N, r) and up (V, r) carry a LoRA on the head. Differentiable in
+    every float argument. `tile` is the number of vocabulary columns looked at together. Labels lie in 0..V-1.
+    """
+    out: Tensor = _backend(hidden, "logprob").token_logprob(hidden, head, labels, bias=bias, low=low, up=up, tile=tile)
+    return out
+
+
+def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
+    """log(odds(chosen) / odds(rejected)), ORPO equation 4, of mean log-probabilities (B,), (B,) -> (B,); differentiable."""
+    out: Tensor = _backend(chosen_logp, "odds").log_odds_ratio(chosen_logp, rejected_logp)
+    return out
