@@ -34,7 +34,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         os.chmod(beside, 0o666 & ~_umask())
         os.replace(beside, path)
     except OSError as error:
-        raise WorkError(f"{path}: cannot be written ({error.strerror}); free some space or give another place") from error
+        raise WorkError(
+            f"{path}: cannot be written ({error.strerror}); free some space or give another place"
+        ) from error
     finally:
         Path(beside).unlink(missing_ok=True)
 
@@ -58,7 +60,9 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if old.exists() and not path.exists():
             os.replace(old, path)
-        raise WorkError(f"{path}: cannot be written ({error.strerror}); free some space or give another place") from error
+        raise WorkError(
+            f"{path}: cannot be written ({error.strerror}); free some space or give another place"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -48,7 +48,11 @@ class Progress:
         shown = f"{self.what} {self.done:,}" + (f"/{self.total:,}" if self.total else "")
         shown += f" {self.unit}s  {rate:,.1f}/s" if rate >= 1 or not rate else f" {self.unit}s  {1 / rate:,.1f} s each"
         if self.total and rate:
-            shown += f"  {_clock((self.total - self.done) / rate)} left" if self.done < self.total else f"  {_clock(seconds)}"
+            shown += (
+                f"  {_clock((self.total - self.done) / rate)} left"
+                if self.done < self.total
+                else f"  {_clock(seconds)}"
+            )
         return shown + (f"  {self.note}" if self.note else "")
 
     def _draw(self, end: str) -> None:
