@@ -17,20 +17,20 @@ _inside, _beside = (Path(__file__).resolve().parents[up] / "kernels" for up in (
 __path__ = [str(_inside if _inside.is_dir() else _beside)]
 
 if TYPE_CHECKING:
-    from kernels import reference
+    from kernels import blocks, reference
 else:
-    from mint.kernels import reference
+    from mint.kernels import blocks, reference
 
-__all__ = ["log_odds_ratio", "token_logprob"]
+__all__ = ["log_odds_ratio", "token_logprob", "tree_attention", "tree_layout"]
 
 
-def _backend(tensor: Tensor, name: str) -> Any:
+def _backend(tensor: Tensor, name: str, plain: Any = reference) -> Any:
     """The module that computes on this tensor's device; Triton is imported only when a CUDA tensor or its interpreter asks."""
     if tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
         from importlib import import_module
 
         return import_module(f"mint.kernels.{name}")
-    return reference
+    return plain
 
 
 def token_logprob(
@@ -55,4 +55,15 @@ def token_logprob(
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
     """log(odds(chosen) / odds(rejected)), ORPO equation 4, of mean log-probabilities (B,), (B,) -> (B,); differentiable."""
     out: Tensor = _backend(chosen_logp, "odds").log_odds_ratio(chosen_logp, rejected_logp)
+    return out
+
+
+def tree_layout(end: Tensor) -> Any:
+    """What attention precomputes of a forest, once for all layers: end (T,), see `TokenTree`."""
+    return blocks.tree_layout(end)
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
+    """Attention under the rule j <= i < end[j]: q (T, H, d), k and v (T, K, d) -> (T, H, d); differentiable."""
+    out: Tensor = blocks.tree_attention(q, k, v, layout)
     return out

@@ -1,0 +1,172 @@
+"""Attention on a forest of tokens, on a processor: exact, block by block, with only the keys that a block can see.
+
+Shapes: T tokens, H heads, K key-value heads, G = H / K, d head width, n queries of a block, m keys of a block.
+
+Token i sees token j exactly when j <= i < end[j]. In depth-first order the tokens that a block of queries [a, b) can see
+are the ancestors of token a and the block itself, so a branch never meets its siblings, a packed row never meets its
+neighbours, and a plain causal row meets only what lies before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+QUERIES = 64
+"""Queries of a block: enough to keep a product busy, few enough that little of the masked corner is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Queries [first, stop) and the runs of keys they can see; `mask` is added to the last columns of the scores."""
+
+    first: int
+    stop: int
+    runs: tuple[slice, ...]
+    mask: Tensor  # (n, columns), 0 or -inf
+
+    def keys(self, x: Tensor) -> Tensor:
+        """(K, T, d) -> (K, m, d)."""
+        return x[:, self.runs[0]] if len(self.runs) == 1 else torch.cat([x[:, run] for run in self.runs], dim=1)
+
+    def add(self, total: Tensor, part: Tensor) -> None:
+        """Add (K, m, d) onto the rows of (K, T, d) that it came from."""
+        at = 0
+        for run in self.runs:
+            width = run.stop - run.start
+            total[:, run] += part[:, at : at + width]
+            at += width
+
+
+def tree_layout(end: Tensor) -> tuple[Block, ...]:
+    """The blocks of a forest: end (T,) -> blocks that cover all queries once."""
+    ends: list[int] = end.tolist()
+    blocks, path, first = [], [], 0  # path: the ancestors of the token at `first`
+    while first < len(ends):
+        while path and ends[path[-1]] <= first:
+            path.pop()
+        stop = _stop(ends, first)
+        runs = _runs([*path, *range(first, stop)])
+        blocks.append(Block(first, stop, runs, _mask(end, runs, first, stop)))
+        for token in range(first, stop):
+            while path and ends[path[-1]] <= token:
+                path.pop()
+            path.append(token)
+        first = stop
+    return tuple(blocks)
+
+
+def _stop(ends: list[int], first: int) -> int:
+    """Where the block that begins at `first` stops: after QUERIES tokens, or where a long branch does."""
+    stop = min(first + QUERIES, len(ends))
+    for token in range(first, stop):
+        if first + QUERIES // 2 <= ends[token] < stop:
+            stop = ends[token]
+    return stop
+
+
+def _runs(tokens: list[int]) -> tuple[slice, ...]:
+    runs: list[slice] = []
+    for token in tokens:
+        if runs and runs[-1].stop == token:
+            runs[-1] = slice(runs[-1].start, token + 1)
+        else:
+            runs.append(slice(token, token + 1))
+    return tuple(runs)
+
+
+def _mask(end: Tensor, runs: tuple[slice, ...], first: int, stop: int) -> Tensor:
+    """(n, columns) of 0 where a query sees a key and -inf elsewhere, without the leading keys that all queries see."""
+    keys = torch.cat([torch.arange(run.start, run.stop) for run in runs])
+    queries = torch.arange(first, stop)[:, None]
+    seen = (keys <= queries) & (queries < end.cpu()[keys])
+    plain = int(seen.all(dim=0).cumprod(0).sum())
+    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, plain:]
+
+
+class TreeAttention(torch.autograd.Function):
+    """softmax(q kᵀ / sqrt(d)) v under the tree's mask; backward computes the scores again instead of keeping them."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+        q, k, v = _split(q * q.shape[-1] ** -0.5, k.shape[1]), _heads(k), _heads(v)
+        out = torch.empty_like(q)
+        total = q.new_empty(q.shape[:3], dtype=_exact(q))
+        for block in blocks:
+            scores = _scores(q, k, block)
+            top = scores.amax(dim=-1, keepdim=True)
+            weights = scores.sub_(top).exp_()
+            sums = weights.sum(dim=-1, keepdim=True)
+            rows = slice(block.first, block.stop)
+            total[:, :, rows] = (top + sums.log())[..., 0]
+            out[:, :, rows] = _product(weights.div_(sums).to(v.dtype), block.keys(v))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(q, k, v, out, total)
+            ctx.blocks = blocks
+        return _join(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, out, total = ctx.saved_tensors
+        grad = _split(grads[0], k.shape[0])
+        inner = (grad * out).sum(dim=-1, keepdim=True, dtype=total.dtype)
+        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k, dtype=total.dtype), torch.zeros_like(v, dtype=total.dtype)
+        for block in ctx.blocks:
+            rows = slice(block.first, block.stop)
+            weights = _scores(q, k, block).sub_(total[:, :, rows, None]).exp_()
+            d_out = grad[:, :, rows]
+            d_weights = _product(d_out, block.keys(v).transpose(1, 2)).to(total.dtype)
+            d_scores = d_weights.sub_(inner[:, :, rows]).mul_(weights).to(q.dtype)
+            block.add(d_v, _across(weights.to(q.dtype), d_out))
+            block.add(d_k, _across(d_scores, q[:, :, rows]))
+            d_q[:, :, rows] = _product(d_scores, block.keys(k))
+        d_q *= d_q.shape[-1] ** -0.5
+        return _join(d_q), d_k.to(k.dtype).transpose(0, 1), d_v.to(v.dtype).transpose(0, 1), None
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _split(x: Tensor, groups: int) -> Tensor:
+    """(T, H, d) -> (K, G, T, d): head h belongs to key-value head h // G."""
+    return x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).contiguous()
+
+
+def _join(x: Tensor) -> Tensor:
+    """(K, G, T, d) -> (T, H, d)."""
+    return x.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _heads(x: Tensor) -> Tensor:
+    """(T, K, d) -> (K, T, d)."""
+    return x.transpose(0, 1).contiguous()
+
+
+def _scores(q: Tensor, k: Tensor, block: Block) -> Tensor:
+    """Masked scores (K, G, n, m), in float32 at least: rounding them to bfloat16 would cost digits of the softmax."""
+    exact = _exact(q)
+    scores = _product(q[:, :, block.first : block.stop].to(exact), block.keys(k).to(exact).transpose(1, 2))
+    scores[..., scores.shape[-1] - block.mask.shape[1] :] += block.mask
+    return scores
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """(K, G, n, a) @ (K, a, b) -> (K, G, n, b), all heads of a group in one product."""
+    return torch.bmm(x.flatten(1, 2), y).unflatten(1, x.shape[1:3])
+
+
+def _across(x: Tensor, y: Tensor) -> Tensor:
+    """Sum over the queries of a group: (K, G, n, a), (K, G, n, b) -> (K, a, b)."""
+    return torch.bmm(x.flatten(1, 2).transpose(1, 2), y.flatten(1, 2))
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: tuple[Block, ...]) -> Tensor:
+    """q (T, H, d), k and v (T, K, d) -> (T, H, d)."""
+    out: Tensor = TreeAttention.apply(q, k, v, layout)
+    return out

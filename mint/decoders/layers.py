@@ -1,0 +1,176 @@
+"""The pieces of a Llama decoder: norm, rotary positions, attention, feed-forward, block.
+
+Shapes: N tokens of all rows in one line, D width, H heads, K key-value heads, d head width, F feed-forward width.
+Every layer works on (N, D): which token belongs to which text is known to `attend` alone, so packed rows, trees and
+cached steps all go through the same code. Parameter names are those of the official checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q (N, H, d), k (N, K, d), v (N, K, d)) -> (N, H, d): who sees whom."""
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) in float32, cast to the dtype of x, and only then times the weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            out: Tensor = _Normalise.apply(x, self.weight, self.eps)
+            return out
+        return _normalise(x, self.eps)[0].mul_(self.weight)
+
+
+def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    exact = x if x.dtype == torch.float64 else x.float()
+    scale = torch.rsqrt(exact.square().mean(dim=-1, keepdim=True).add_(eps))
+    return (exact * scale).to(x.dtype), scale
+
+
+class _Normalise(torch.autograd.Function):
+    """RMSNorm that keeps its input and one number per token for backward, instead of three copies of the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out, scale = _normalise(x, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return out.mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        normal = x * scale
+        d_weight = (grads[0] * normal).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        grad = (grads[0] * weight).to(scale.dtype)
+        inner = (grad * normal).mean(dim=-1, keepdim=True)
+        return grad.sub_(normal.mul_(inner)).mul_(scale).to(x.dtype), d_weight, None
+
+
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) * up; backward computes silu again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        d_up = F.silu(gate).mul_(grads[0])
+        d_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return d_gate, d_up
+
+
+class Rotation(torch.autograd.Function):
+    """x cos + rotate_half(x) sin on the halves of each head, as stored (not interleaved); its gradient turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _rotate(grads[0], *ctx.saved_tensors, -1), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    """x (N, H, d); cos and sin (N, 1, d / 2): each half of a head has the same angles."""
+    left, right = x.chunk(2, dim=-1)
+    out = torch.empty_like(x)
+    new_left, new_right = out.chunk(2, dim=-1)
+    torch.mul(left, cos, out=new_left).addcmul_(right, sin, value=-way)
+    torch.mul(right, cos, out=new_right).addcmul_(left, sin, value=way)
+    return out
+
+
+class Rope:
+    """Rotary positions with Llama 3.1's stretched low frequencies."""
+
+    def __init__(self, head_width: int, theta: float, scaling: dict[str, float] | None) -> None:
+        self.inverse = inverse_frequencies(head_width, theta, scaling)  # (d / 2,) float32
+
+    def __call__(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Angles of each token: (N,) -> cos and sin, each (N, 1, d / 2); computed in float32, then cast."""
+        self.inverse = self.inverse.to(position.device)
+        angles = position[:, None, None] * self.inverse
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def inverse_frequencies(head_width: int, theta: float, scaling: dict[str, float] | None) -> Tensor:
+    """theta^(-2i/d); with `scaling`, wavelengths past original / low_freq_factor are divided by `factor`, those short of
+    original / high_freq_factor are kept, and between the two the change is linear in original / wavelength."""
+    inverse = 1.0 / theta ** (torch.arange(0, head_width, 2, dtype=torch.float32, device="cpu") / head_width)
+    if scaling is None:
+        return inverse
+    original, low, high = (
+        scaling[name] for name in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+    )
+    turns = original * inverse / (2 * math.pi)  # original / wavelength
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - smooth) * inverse / scaling["factor"] + smooth * inverse
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_width: int, layer: int) -> None:
+        super().__init__()
+        self.head_width, self.layer = head_width, layer
+        self.q_proj = nn.Linear(width, heads * head_width, bias=False)
+        self.k_proj = nn.Linear(width, kv_heads * head_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_heads * head_width, bias=False)
+        self.o_proj = nn.Linear(heads * head_width, width, bias=False)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        q, k, v = (project(x).unflatten(-1, (-1, self.head_width)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = Rotation.apply(q, *angles), Rotation.apply(k, *angles)
+        out: Tensor = self.o_proj(attend(self.layer, q, k, v).flatten(1))
+        return out
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+        return out
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, width: int, inner: int, heads: int, kv_heads: int, head_width: int, eps: float, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads, kv_heads, head_width, layer)
+        self.mlp = FeedForward(width, inner)
+        self.input_layernorm = RMSNorm(width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), angles, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
