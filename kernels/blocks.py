@@ -45,7 +45,9 @@ class Block:
 def tree_layout(end: Tensor) -> tuple[Block, ...]:
     """The blocks of a forest: end (T,) -> blocks that cover all queries once."""
     ends: list[int] = end.tolist()
-    blocks, path, first = [], [], 0  # path: the ancestors of the token at `first`
+    blocks: list[Block] = []
+    path: list[int] = []  # the ancestors of the token at `first`
+    first = 0
     while first < len(ends):
         while path and ends[path[-1]] <= first:
             path.pop()
@@ -115,7 +117,11 @@ class TreeAttention(torch.autograd.Function):
         q, k, v, out, total = ctx.saved_tensors
         grad = _split(grads[0], k.shape[0])
         inner = (grad * out).sum(dim=-1, keepdim=True, dtype=total.dtype)
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k, dtype=total.dtype), torch.zeros_like(v, dtype=total.dtype)
+        d_q, d_k, d_v = (
+            torch.empty_like(q),
+            torch.zeros_like(k, dtype=total.dtype),
+            torch.zeros_like(v, dtype=total.dtype),
+        )
         for block in ctx.blocks:
             rows = slice(block.first, block.stop)
             weights = _scores(q, k, block).sub_(total[:, :, rows, None]).exp_()
@@ -135,7 +141,8 @@ def _exact(x: Tensor) -> torch.dtype:
 
 def _split(x: Tensor, groups: int) -> Tensor:
     """(T, H, d) -> (K, G, T, d): head h belongs to key-value head h // G."""
-    return x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).contiguous()
+    grouped: Tensor = x.unflatten(1, (groups, -1))
+    return grouped.permute(1, 2, 0, 3).contiguous()
 
 
 def _join(x: Tensor) -> Tensor:
@@ -158,7 +165,8 @@ def _scores(q: Tensor, k: Tensor, block: Block) -> Tensor:
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
     """(K, G, n, a) @ (K, a, b) -> (K, G, n, b), all heads of a group in one product."""
-    return torch.bmm(x.flatten(1, 2), y).unflatten(1, x.shape[1:3])
+    out: Tensor = torch.bmm(x.flatten(1, 2), y).unflatten(1, x.shape[1:3])
+    return out
 
 
 def _across(x: Tensor, y: Tensor) -> Tensor:

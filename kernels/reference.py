@@ -95,7 +95,7 @@ def walk(
     label_logit = hidden.new_zeros(n, dtype=exact)
     sum_d = torch.zeros_like(hidden, dtype=exact) if wanted else None
     sum_r = torch.zeros_like(low, dtype=exact) if wanted and low is not None else None
-    room, product = hidden.new_empty(n * width), torch.empty_like(hidden) if wanted else None
+    room, product = hidden.new_empty(n * width), torch.empty_like(hidden)
     for columns in tiles(vocabulary, width):
         space = room[: n * (columns.stop - columns.start)].view(n, -1)
         logits = head.logits(hidden, low, columns, out=space)
@@ -141,7 +141,8 @@ class TokenLogprob(torch.autograd.Function):
             for rows in tiles(hidden.shape[0], ROWS)
         ]
         label_logit, others, direction, low_direction = (_join([part[i] for part in parts], hidden) for i in range(4))
-        assert label_logit is not None and others is not None
+        assert label_logit is not None
+        assert others is not None
         if wanted:
             trained = any(ctx.needs_input_grad[i] for i in (1, 3, 5))
             rest = (hidden, low, weight, bias, up, labels, label_logit, others) if trained else (None,) * 8

@@ -71,8 +71,13 @@ class Sampling:
         return logits.softmax(dim=-1)
 
 
-def steps(network: Network, prompts: Sequence[Sequence[int]], count: int, choose: Callable[[Tensor], Tensor],
-          device: torch.device) -> Iterator[list[int]]:  # fmt: skip
+def steps(
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    choose: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> Iterator[list[int]]:
     """The next token of every row, `count` times. A row goes on past its end; the caller decides when to stop."""
     cache = Cache(prompts, count, device)
     hidden = network(cache.line.ids, cache.line.position, cache.prefill)
@@ -99,7 +104,8 @@ def generate(
     """The new tokens of each prompt, its stop token included; `on_token(row, token)` hears of each as it comes."""
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ConfigError("generate needs at least one prompt and a token in each; found an empty one")
-    stops, written = set(stop_ids), [[] for _ in prompts]  # type: tuple[set[int], list[list[int]]]
+    stops = set(stop_ids)
+    written: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     if max_new_tokens < 1:
         return written

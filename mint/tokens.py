@@ -102,7 +102,7 @@ class ChatTokenizer:
         if len(texts) != 1 or _role(messages[0]) != "assistant":
             roles = ", ".join(_role(message) for message in messages) or "nothing"
             raise ConfigError(f"an answer is one assistant message; found {roles}")
-        return self.encode(texts[0] if self.vision else texts[0].strip()) + [self.special("<|eot_id|>")]
+        return [*self.encode(texts[0] if self.vision else texts[0].strip()), self.special("<|eot_id|>")]
 
     def plain_ids(self, text: str) -> list[int]:
         """A text without a conversation: begin-of-text and the text as it is."""
@@ -131,7 +131,9 @@ class ChatTokenizer:
 
     def _check_images(self, system: str) -> None:
         if not self.vision:
-            raise ConfigError(f"{self.where}: an image for a model that reads text alone; give a vision model or a note")
+            raise ConfigError(
+                f"{self.where}: an image for a model that reads text alone; give a vision model or a note"
+            )
         if system:
             raise ConfigError("a system message beside an image: Llama 3.2 Vision takes no system message with images")
 
@@ -202,7 +204,9 @@ def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tup
     settings = _optional(folder / "generation_config.json")
     text = config.get("text_config")
     inner = text.get("eos_token_id") if isinstance(text, dict) else None
-    found = next((x for x in (settings.get("eos_token_id"), config.get("eos_token_id"), inner) if x is not None), [])
+    found: Any = next(
+        (x for x in (settings.get("eos_token_id"), config.get("eos_token_id"), inner) if x is not None), []
+    )
     ids = found if isinstance(found, list) else [found]
     if not all(isinstance(x, int) for x in ids):
         raise CheckpointError(f"{folder}: eos_token_id is {found!r}; wanted a number or a list of numbers")

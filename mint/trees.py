@@ -54,9 +54,9 @@ def _assemble(
 ) -> TokenTree:
     """Numbers the nodes that have a child as tokens, and the scored edges; an edge is named by the node it leads to."""
     last = list(range(len(nodes)))  # the last node below each node
-    for node in range(len(nodes) - 1, -1, -1):
-        if parents[node] >= 0:
-            last[parents[node]] = max(last[parents[node]], last[node])
+    for child in range(len(nodes) - 1, -1, -1):
+        if parents[child] >= 0:
+            last[parents[child]] = max(last[parents[child]], last[child])
     node, parent, deepest = (torch.tensor(x, dtype=torch.int64) for x in (nodes, parents, last))
     inner = deepest > torch.arange(len(nodes))
     number = torch.cat([inner.new_zeros(1, dtype=torch.int64), inner.cumsum(0)])  # tokens before each node

@@ -105,7 +105,9 @@ def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
         raise CheckpointError(f"{where}: rope_type is {kind!r}; only 'default' and 'llama3' are implemented")
     numbers = {name: _number(scaling, name, where) for name in _LLAMA3}
     if not numbers["low_freq_factor"] < numbers["high_freq_factor"]:
-        raise CheckpointError(f"{where}: rope low_freq_factor is not below high_freq_factor; both stand in rope_scaling")
+        raise CheckpointError(
+            f"{where}: rope low_freq_factor is not below high_freq_factor; both stand in rope_scaling"
+        )
     return {"rope_theta": theta, "rope_scaling": numbers}
 
 
