@@ -68,7 +68,7 @@ class AlignSettings:
     adapter: str | None = None  # start from this adapter
     objective: str = "orpo"
     beta: float = 0.1  # weight of the odds ratio (ORPO), temperature of the margin (DPO, IPO, SimPO)
-    nll: str = "prompt+chosen"  # tokens of the likelihood term: as the official code, or the answer's alone ('chosen')
+    nll: str | None = None  # tokens of the likelihood: prompt+chosen (ORPO's official code) or chosen (None for SFT)
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
@@ -102,6 +102,11 @@ class AlignSettings:
         if self.max_prompt_length is not None and not 1 <= self.max_prompt_length < self.max_length:
             limits = f"--max-prompt-length {self.max_prompt_length}, --max-length {self.max_length}"
             raise ConfigError(f"{limits}: the prompt must leave room for an answer")
+
+    @property
+    def scope(self) -> str:
+        """The tokens that the likelihood is pooled over, resolved: ORPO takes the prompt in, SFT the answer alone."""
+        return self.nll or ("prompt+chosen" if self.objective == "orpo" else "chosen")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,7 +143,7 @@ def _within(low: float, high: float = float("inf")) -> Callable[[Any], bool]:
 _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "objective": (lambda v: v in ("orpo", "dpo", "sft", "simpo", "ipo"), "orpo, dpo, sft, simpo or ipo"),
     "beta": (_within(1e-9, 1e6), "a positive number"),
-    "nll": (lambda v: v in ("prompt+chosen", "chosen"), "prompt+chosen or chosen"),
+    "nll": (lambda v: v in (None, "prompt+chosen", "chosen"), "prompt+chosen or chosen"),
     "rank": (_within(1, 65536), "a whole number of at least 1"),
     "alpha": (_within(1e-9, 1e6), "a positive number"),
     "dropout": (lambda v: 0 <= v < 1, "a share below 1"),

@@ -51,7 +51,7 @@ class Decoder:
     def token_logp(self, tree: TokenTree) -> Tensor:
         """Log-probability of each scored edge of a tree: (E,) float32, differentiable; sum them with `tree.path_sums`."""
         tree = tree.to(self.device)
-        rows, head = self.hidden(tree)[tree.sources], self.network.lm_head
+        rows, head = self.hidden(tree).index_select(0, tree.sources), self.network.lm_head
         if isinstance(head, lora.LoRALinear) and head.enabled:
             return token_logprob(rows, head.weight, tree.labels, low=head.low(rows), up=head.lora_B.to(rows.dtype))
         return token_logprob(rows, head.weight, tree.labels)

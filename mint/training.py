@@ -1,0 +1,218 @@
+"""Token pairs -> an adapter: the loop over steps, with accumulation, clipping, schedule, evaluation, checkpoint, resume.
+
+A run that is resumed makes the same numbers, bit for bit, as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import runs
+from .adapters import write_adapter
+from .batches import CHOSEN, PATHS, REJECTED, Batch, TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
+from .config import AlignSettings
+from .decoders import Decoder, lora
+from .errors import WorkError
+from .losses import OBJECTIVES
+from .objectives import METRICS, batch_loss, likelihood_tokens
+from .parallel import peak_memory
+from .progress import Progress, progress
+
+
+@dataclass
+class Trainer:
+    """A decoder with an adapter, on its way through the steps of a run."""
+
+    decoder: Decoder
+    settings: AlignSettings
+    folder: Path
+    pairs: Sequence[TokenPair]
+    held_out: Sequence[TokenPair] = ()
+    adapter_config: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    best: float = math.inf
+    reference: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        layers = lora.adapted(self.decoder.network)
+        self.weights = {
+            f"{name}.{side}": getattr(layer, side) for name, layer in layers.items() for side in ("lora_A", "lora_B")
+        }
+        on_gpu = self.decoder.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=on_gpu or None
+        )
+        self.total = total_steps(len(self.pairs), self.settings)
+
+    def run(self, resume: bool = False) -> None:
+        """All steps to the end, from the beginning or from the last checkpoint; leaves the best adapter in adapter/."""
+        torch.manual_seed(self.settings.seed)
+        if resume:
+            self.load()
+        self.metrics = runs.Metrics(self.folder, self.step)
+        self.remember_reference()
+        self.decoder.network.train()
+        with Progress("training", self.total, "step") as bar:
+            bar.advance(self.step)
+            while self.step < self.total:
+                row = self.advance()
+                self.metrics.add(row)
+                bar.advance(1, f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s")
+                self.after_step()
+        self.decoder.network.eval()
+
+    def advance(self) -> dict[str, Any]:
+        """One step of the optimiser; returns its line of metrics."""
+        start = time.perf_counter()
+        members = step_pairs(self.pairs, self.step, self.settings)
+        rate = self.settings.lr * schedule(self.step, self.total, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        totals, tokens = self.accumulate(members)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.weights.values(), self.settings.max_grad_norm or math.inf, foreach=self.decoder.device.type == "cuda"
+        )
+        *values, gradient = torch.cat([totals, norm.detach().reshape(1).to(totals)]).tolist()
+        self.refuse_not_finite(values, gradient, members)
+        self.optimizer.step()
+        self.step += 1
+        seconds = time.perf_counter() - start
+        row = dict(zip(METRICS, values, strict=True))
+        if not OBJECTIVES[self.settings.objective].preference:
+            row.update({name: None for name in METRICS if name not in ("loss", "nll_loss", "logps/chosen")})
+        epoch = self.step / steps_per_epoch(len(self.pairs), self.settings.batch_size)
+        facts = {"grad_norm": gradient, "learning_rate": rate, "tokens": tokens, "tokens_per_second": tokens / seconds}
+        return {
+            "step": self.step,
+            "epoch": round(epoch, 6),
+            **row,
+            **facts,
+            "step_seconds": seconds,
+            "peak_memory_bytes": peak_memory(self.decoder.device),
+        }
+
+    def accumulate(self, members: Sequence[TokenPair]) -> tuple[Tensor, int]:
+        """Forward and backward over the batches of a step: summed METRICS, and the tokens computed."""
+        totals, tokens = torch.zeros(len(METRICS), device=self.decoder.device), 0
+        pooled = likelihood_tokens(members, self.settings)
+        for group in split(members, self.settings.tokens_per_batch):
+            part = self.batch(group)
+            logp = self.decoder.token_logp(part.tree)
+            part = Batch(part.pairs, part.tree.to(self.decoder.device), part.apart)
+            loss, metrics = batch_loss(logp, part, self.settings, pooled, len(members), self.held(group))
+            if loss.requires_grad:
+                loss.backward()
+            totals, tokens = totals + metrics, tokens + len(part.tree)
+        return totals, tokens
+
+    def batch(self, group: Sequence[TokenPair]) -> Batch:
+        """A batch with the parts that the objective looks at."""
+        objective = OBJECTIVES[self.settings.objective]
+        scored = objective.likelihood and self.settings.scope == "prompt+chosen"
+        return batch(group, with_prompt=scored, with_rejected=objective.preference)
+
+    def refuse_not_finite(self, values: Sequence[float], gradient: float, members: Sequence[TokenPair]) -> None:
+        """Stop before a step that is not a number gets into the adapter."""
+        if math.isfinite(gradient) and all(map(math.isfinite, values[:2])):
+            return
+        names = ", ".join(repr(pair.id) for pair in members)
+        raise WorkError(
+            f"step {self.step + 1}: loss {values[0]}, gradient norm {gradient}; pairs of the step: {names}; the last "
+            f"checkpoint is intact: lower --lr, or leave these pairs out, and --resume"
+        )
+
+    def after_step(self) -> None:
+        """Evaluate and save when it is time."""
+        last = self.step == self.total
+        every = self.settings.eval_every or steps_per_epoch(len(self.pairs), self.settings.batch_size)
+        if self.held_out and (last or self.step % every == 0):
+            self.evaluate()
+        if last or (self.settings.save_every and self.step % self.settings.save_every == 0):
+            self.save()
+        if last and not (self.held_out and (self.folder / "adapter").exists()):
+            self.write_adapter()
+
+    def evaluate(self) -> None:
+        """The loss on the held-out pairs; the adapter is written when it is the best so far."""
+        self.decoder.network.eval()
+        with torch.no_grad():
+            totals, _ = self.accumulate(self.held_out)
+        self.decoder.network.train()
+        values = dict(zip(METRICS, totals.tolist(), strict=True))
+        shown = {name: value for name, value in values.items() if math.isfinite(value)}
+        runs.add_evaluation(self.folder, {"step": self.step, **shown})
+        if values["loss"] < self.best:
+            self.best = values["loss"]
+            self.write_adapter()
+
+    def write_adapter(self) -> None:
+        tensors = lora.tensors(self.decoder.network)
+        write_adapter(self.folder / "adapter", self.adapter_config, tensors, self.decoder.checkpoint.name)
+
+    def held(self, group: Sequence[TokenPair]) -> Tensor | None:
+        """The reference's log-probabilities of these pairs: (b, 2)."""
+        if not OBJECTIVES[self.settings.objective].reference:
+            return None
+        return torch.stack([self.reference[pair.id] for pair in group]).to(self.decoder.device)
+
+    def remember_reference(self) -> None:
+        """Summed log-probabilities of all answers with the adapter off, once for the whole run."""
+        if not OBJECTIVES[self.settings.objective].reference or self.reference:
+            return
+        everything = [*self.pairs, *self.held_out]
+        groups = list(split(everything, self.settings.tokens_per_batch))
+        with torch.no_grad(), lora.switched_off(self.decoder.network):
+            for group in progress(groups, "reference", len(groups), "batch"):
+                part = batch(group, with_prompt=False)
+                sums = part.tree.path_sums(self.decoder.token_logp(part.tree).cpu()).view(-1, PATHS)
+                for pair, row in zip(group, sums[:, [CHOSEN, REJECTED]], strict=True):
+                    self.reference[pair.id] = row
+
+    def save(self) -> None:
+        """Everything that the rest of the run depends on, in one file."""
+        tensors = {f"weight.{name}": weight for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            tensors |= {f"{part}.{name}": value for part, value in self.optimizer.state[weight].items()}
+        tensors |= {f"reference.{name}": row for name, row in self.reference.items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.decoder.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.decoder.device)
+        runs.save_state(self.folder, tensors, {"step": self.step, "best": self.best if self.best < math.inf else None})
+
+    def load(self) -> None:
+        """Take up what `save` wrote."""
+        tensors, state = runs.load_state(self.folder)
+        self.step = state["step"]
+        self.best = math.inf if state["best"] is None else state["best"]
+        for name, weight in self.weights.items():
+            runs.check_shape(self.folder, name, tensors.get(f"weight.{name}"), weight)
+            with torch.no_grad():
+                weight.copy_(tensors[f"weight.{name}"])
+            parts = ("step", "exp_avg", "exp_avg_sq")
+            self.optimizer.state[weight] = {part: tensors[f"{part}.{name}"] for part in parts}
+            for part in parts[1:]:
+                self.optimizer.state[weight][part] = tensors[f"{part}.{name}"].to(weight.device)
+        start = "reference."
+        self.reference = {name[len(start) :]: row for name, row in tensors.items() if name.startswith(start)}
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.decoder.device)
+
+
+def schedule(step: int, total: int, settings: AlignSettings) -> float:
+    """The share of the learning rate at a step counted from 0: up over the warm-up, then down to 0, or constant."""
+    warm = math.ceil(settings.warmup * total)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    done = (step - warm) / max(total - warm, 1)
+    shapes = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
+    return shapes[settings.schedule]
