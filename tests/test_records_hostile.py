@@ -21,6 +21,12 @@ from mint.records import read_records
 from mint.types import Record
 
 MUTATIONS = int(os.environ.get("MINT_FUZZ", "300"))
+FUZZ = settings(
+    max_examples=MUTATIONS,
+    deadline=None,
+    derandomize="MINT_FUZZ" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 CASE = {"id": "a", "note": 'x, "y"', "terms": ["Ptosis"], "age": 3.5, "image": "a/b.png", "label": "L"}
 PACKET = {
     "id": "p",
@@ -132,13 +138,13 @@ JSON = st.recursive(
 NAMES = [*CASE, *PACKET, "hpo", "disease", "diseases", "labels", "excluded", "pmid", "sex"]
 
 
-@settings(max_examples=MUTATIONS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FUZZ
 @given(rows=st.lists(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=6), max_size=3))
 def test_any_json_of_our_names_raises_nothing_but_our_own_errors(tmp_path, rows):
     records_in(tmp_path, "lines", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-@settings(max_examples=MUTATIONS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FUZZ
 @given(body=st.text(alphabet='ab",;\n\r\t\x00é\ud800 ', max_size=60), header=st.sampled_from(["id,note", "id;terms"]))
 def test_any_text_below_a_header_raises_nothing_but_our_own_errors(tmp_path, body, header):
     records_in(tmp_path, "csv", f"{header}\n{body}".encode("utf-8", "surrogatepass"))
