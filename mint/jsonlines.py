@@ -61,9 +61,9 @@ def _byte_lines(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
         if len(line) <= limit:
             yield line
             continue
+        yield None
         while line and not line.endswith(b"\n"):
             line = file.readline(1 << 20)
-        yield None
 
 
 def read_json_lines(

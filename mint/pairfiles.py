@@ -104,7 +104,7 @@ def _strings(row: Mapping[str, Any]) -> tuple[str, str, str]:
     if prompt is not None:
         return prompt, chosen, rejected
     shared = _shared(chosen, rejected)
-    if shared and shared < min(len(chosen), len(rejected)) and chosen[shared - 1] == " ":
+    if shared and chosen[shared] != rejected[shared] and chosen[shared - 1] == " ":
         shared -= 1  # the space before the answer belongs to the answer
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
@@ -122,13 +122,13 @@ def _conversations(row: Mapping[str, Any]) -> tuple[list[Message], list[Message]
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if not prompt and chosen != rejected:
             raise RecordError("no prompt, and chosen and rejected share no first message; give one or the other")
-    _refuse_useless(chosen, rejected, empty=(_is_empty(chosen), _is_empty(rejected)))
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[0]["role"] != "assistant" or answer[-1]["role"] != "assistant":
             wrong = next(m["role"] for m in (answer[0], answer[-1]) if m["role"] != "assistant")
             raise RecordError(f"{key} has a turn of the {wrong} where one of the assistant is wanted, first and last")
         if any(map(_places, answer)):
             raise RecordError(f"{key} holds an image; an answer is text")
+    _refuse_useless(chosen, rejected, empty=(_is_empty(chosen), _is_empty(rejected)))
     return prompt, chosen, rejected
 
 

@@ -11,7 +11,13 @@ from mint.errors import ConfigError
 from mint.labels import LabelSet
 
 KNOWN = LabelSet(
-    ["Kabuki syndrome", "Noonan syndrome", "Cohen-Gibson syndrome", "Spinocerebellar ataxia 1", "Fetal akinesia, type 2"],
+    [
+        "Kabuki syndrome",
+        "Noonan syndrome",
+        "Cohen-Gibson syndrome",
+        "Spinocerebellar ataxia 1",
+        "Fetal akinesia, type 2",
+    ],
     {"Niikawa-Kuroki syndrome": "Kabuki syndrome"},
 )
 THREE = ["Noonan syndrome", "Kabuki syndrome", "Spinocerebellar ataxia 1"]

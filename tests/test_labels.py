@@ -171,7 +171,9 @@ def test_a_large_set_is_read_in_bounded_time_and_memory(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_only_named_errors_come_out_of_mutated_label_files(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_only_named_errors_come_out_of_mutated_label_files(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     content = bytearray(FORMS[data.draw(st.sampled_from(sorted(FORMS)))].encode())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))

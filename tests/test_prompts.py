@@ -11,7 +11,9 @@ from mint.errors import ConfigError, RecordError
 from mint.prompts import MODALITIES, default_template, prompt_messages, read_template
 from mint.types import Record
 
-RECORD = Record(id="p1", note="A girl of 3 years with long palpebral fissures.", image="p1.png", label="Kabuki syndrome")
+RECORD = Record(
+    id="p1", note="A girl of 3 years with long palpebral fissures.", image="p1.png", label="Kabuki syndrome"
+)
 
 
 def test_a_note_is_one_turn_of_the_user_with_the_note_and_the_number_asked_for() -> None:
@@ -39,7 +41,9 @@ def test_an_image_alone_shows_no_word_of_the_note_nor_of_the_photo_s_metadata(tm
     exif[0x010E] = "metadatasecret"
     Image.new("RGB", (8, 8)).save(photo, exif=exif, comment=b"commentsecret")
     assert b"metadatasecret" in photo.read_bytes()
-    record = Record(id="idsecret", note="notesecret", image=str(photo), label="labelsecret", terms=("termsecret",), sex="sexsecret")
+    record = Record(
+        id="idsecret", note="notesecret", image=str(photo), label="labelsecret", terms=("termsecret",), sex="sexsecret"
+    )
     for kind in ("disease", "tissue"):
         assert "secret" not in str(prompt_messages(record, "image", kind=kind))
         assert "secret" not in str(prompt_messages(record, "note", kind=kind)).replace("notesecret", "")
@@ -54,7 +58,7 @@ def test_braces_and_places_in_a_note_are_only_text() -> None:
 
 def test_a_template_replaces_the_words(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
-    path.write_text("\ufeffCase: {note}\nAnswer in JSON like {\"a\": [1, {}]} with {k} of {labels}.\n", encoding="utf-8")
+    path.write_text('\ufeffCase: {note}\nAnswer in JSON like {"a": [1, {}]} with {k} of {labels}.\n', encoding="utf-8")
     template = read_template(path)
     (message,) = prompt_messages(Record(id="p", note="short"), template=template, k=2, labels=["b", "a"])
     assert message["content"] == 'Case: short\nAnswer in JSON like {"a": [1, {}]} with 2 of a, b.'
