@@ -1,4 +1,4 @@
-"""Closed sets of names (diseases, tissues): each name found again under any of its spellings, and the files of names."""
+"""Closed sets of names (diseases, tissues): each found again under any of its spellings, and the files of names."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def _fault(label: str) -> str:
 def read_labels(path: str | Path) -> LabelSet:
     """The labels of a file, in their order, with their aliases; the first line shows which form it has.
 
-    Plain text: a label a line, aliases after tabs. CSV or TSV: a column `label` (or `name`), aliases in `aliases` with `|`
-    between them. JSON: a list of names or of {"label", "aliases"}; {label: [aliases]}; or {"0": name, "1": name}.
+    Plain text: a label a line, aliases after tabs. CSV or TSV: a column `label` (or `name`), aliases in `aliases` with
+    `|` between them. JSON: a list of names or of {"label", "aliases"}; {label: [aliases]}; or {"0": name, "1": name}.
     """
     labels: dict[str, str] = {}
     aliases: dict[str, str] = {}

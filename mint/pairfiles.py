@@ -212,7 +212,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _with_place(prompt: list[Message], image: str | None) -> list[Message]:
-    """The prompt with a place for its image: where it has one, else before the first words of the user (as TRL does)."""
+    """The prompt with a place for its image: its own, else before the first words of the user (as TRL does)."""
     places = sum(map(_places, prompt))
     if places > 1 or (places and image is None):
         raise RecordError(

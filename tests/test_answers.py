@@ -68,10 +68,14 @@ def test_what_is_written_is_read_back(order: list[str], k: int, kind: str) -> No
         "1. Noonan syndrome - because of the short stature\n2. Kabuki syndrome (OMIM 147920)\n3. Spinocerebellar ataxia 1: rare",
         "1.Noonan syndrome\n2.Kabuki syndrome\n3.Spinocerebellar ataxia 1",
         "01. Noonan syndrome\n02. Kabuki syndrome\n03. Spinocerebellar ataxia 1",
-        "Let me think: 2 findings fit.\n\nPOTENTIAL_DISEASES:\n1. Noonan syndrome\n2. Kabuki syndrome\n"
-        "3. Spinocerebellar ataxia 1\n\nI hope this helps.",
-        "POTENTIAL_DISEASES:\n1. Noonan syndrome\n2. Kabuki syndrome\n3. Spinocerebellar ataxia 1\n"
-        "POTENTIAL_DISEASES:\n1. Cohen-Gibson syndrome",
+        (
+            "Let me think: 2 findings fit.\n\nPOTENTIAL_DISEASES:\n1. Noonan syndrome\n2. Kabuki syndrome\n"
+            "3. Spinocerebellar ataxia 1\n\nI hope this helps."
+        ),
+        (
+            "POTENTIAL_DISEASES:\n1. Noonan syndrome\n2. Kabuki syndrome\n3. Spinocerebellar ataxia 1\n"
+            "POTENTIAL_DISEASES:\n1. Cohen-Gibson syndrome"
+        ),
         "1. Noonan syndrome\n2. Kabuki syndrome\n3. Spinocerebellar ataxia 1\n1. Cohen-Gibson syndrome",
     ],
 )
@@ -117,7 +121,7 @@ def test_a_similar_name_counts_only_on_request() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet=st.sampled_from("12345.:)('\"-*\n {}KabukiPOTENTIAL_é–’\u2028"), max_size=80))
+@given(st.text(alphabet=st.sampled_from("12345.:)('\"-*\n {}KabukiPOTENTIAL_\u00e9\u2013\u2019\u2028"), max_size=80))
 def test_any_text_can_be_read(text: str) -> None:
     for entry in parse_answer(text, KNOWN):
         assert entry.text

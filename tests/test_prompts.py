@@ -77,11 +77,11 @@ def test_bad_templates_are_refused_by_name(tmp_path: Path) -> None:
         read_template(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_template(tmp_path / "none.txt")
-    with pytest.raises(ConfigError, match="asks for {note}"):
+    with pytest.raises(ConfigError, match=r"asks for \{note\}"):
         prompt_messages(RECORD, "image", template="{note} {k}")
-    with pytest.raises(ConfigError, match="has no place {note}"):
+    with pytest.raises(ConfigError, match=r"has no place \{note\}"):
         prompt_messages(RECORD, "note", template="Name {k}.")
-    with pytest.raises(ConfigError, match="{x} is unknown"):
+    with pytest.raises(ConfigError, match=r"\{x\} is unknown"):
         prompt_messages(RECORD, "note", template="{note}{x}")
 
 
