@@ -140,7 +140,7 @@ def other_heads(model: ClipModel, _: object) -> None:
 
 def not_causal(_: object, monkeypatch: pytest.MonkeyPatch) -> None:
     true = clip.attend
-    monkeypatch.setattr(clip, "attend", lambda *args, causal: true(*args))
+    monkeypatch.setattr(clip, "attend", lambda *args, **_: true(*args))
 
 
 def without(path: str) -> Callable[[ClipModel, object], None]:
@@ -182,7 +182,7 @@ MUTATIONS: dict[str, Callable[[ClipModel, Any], None]] = {
     "mean pooling": mean_pooled,
     "positions column by column": swapped_grid,
     "pooled at the last end token": last_end,
-    "not normalised": lambda _, monkeypatch: monkeypatch.setattr(F, "normalize", lambda x, dim: x),
+    "not normalised": lambda _, monkeypatch: monkeypatch.setattr(F, "normalize", lambda x, **_: x),
     "scale not exponentiated": lambda model, _: model.logit_scale.data.log_(),
 }
 

@@ -159,9 +159,9 @@ def interpolate_with(**changes: object) -> Callable[[ViltForQuestionAnswering, p
     return patched("interpolate", mutated)
 
 
-def blind_mask(model: ViltForQuestionAnswering, monkeypatch: pytest.MonkeyPatch) -> None:
+def blind_mask(_: object, monkeypatch: pytest.MonkeyPatch) -> None:
     true = vilt.attend
-    monkeypatch.setattr(vilt, "attend", lambda q, k, v, heads, mask, dropout: true(q, k, v, heads, None))
+    monkeypatch.setattr(vilt, "attend", lambda *args, **_: true(*args[:4]))
 
 
 def other_heads(model: ViltForQuestionAnswering, _: object) -> None:
@@ -261,7 +261,7 @@ def _feeds_a_norm(name: str) -> bool:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("hidden_act", "swoosh", "hidden_act 'swoosh'"),
+        ("hidden_act", "swoosh", "hidden_act 'swoosh' is not one of gelu, quick_gelu"),
         ("hidden_size", "64", "hidden_size is '64', int was wanted"),
         ("num_hidden_layers", 0, "num_hidden_layers is 0"),
         ("num_attention_heads", 5, "not a multiple of num_attention_heads 5"),

@@ -27,10 +27,10 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Softmax attention of query (B, Q, D) over key and value (B, T, D) -> (B, Q, D); `mask` (B, T) is True at keys to see."""
+    """Attention of query (B, Q, D) over key and value (B, T, D) -> (B, Q, D); `mask` (B, T) is True at the keys seen."""
 
     def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, T, d)
+        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (B, H, T, d)
 
     seen = None if mask is None else mask[:, None, None, :]
     out = F.scaled_dot_product_attention(split(query), split(key), split(value), seen, dropout, causal)
@@ -73,8 +73,6 @@ def _check(section: Any, where: str) -> None:
     if width % heads:
         raise CheckpointError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     if activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{where}: hidden_act {activation!r} is not known, one of {', '.join(ACTIVATIONS)} was wanted"
-        )
+        raise CheckpointError(f"{where}: hidden_act {activation!r} is not one of {', '.join(ACTIVATIONS)}")
     if hasattr(section, "patch_size") and section.image_size < section.patch_size:
         raise CheckpointError(f"{where}: image_size {section.image_size} is below patch_size {section.patch_size}")

@@ -1,4 +1,4 @@
-"""CLIP, the dual encoder (PLIP has the same layout): pictures and texts become vectors whose cosine says how well they match.
+"""CLIP, the dual encoder (PLIP has the same layout): pictures and texts become vectors, compared by their cosine.
 
 Parameter names are the checkpoint's, `pre_layrnorm` included. Shapes: B batch, T tokens, D width, E joint width.
 """
@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from .blocks import ACTIVATIONS, attend, read_section
 
 LEGACY_EOS = 2
-"""The end-of-text id that the first CLIP files state, wrongly; with it the pooled token is the one with the largest id."""
+"""The end-of-text id that the first CLIP files wrongly state; with it, the token with the largest id is pooled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextModel(nn.Module):
-    """ids (B, T) -> the state of each text's end token (B, D). Causal, so what pads a text after its end changes nothing."""
+    """ids (B, T) -> the state of each text's end token (B, D). Causal: padding after the end changes nothing."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

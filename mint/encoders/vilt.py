@@ -132,10 +132,10 @@ class ViltEmbeddings(nn.Module):
         return x, valid
 
     def _positions(self, valid: Tensor) -> Tensor:
-        """The position table stretched to each picture's own grid and padded to the batch's: valid (B, h, w) -> (B, h*w, D)."""
+        """The position table stretched to each picture's own grid, padded to the batch's: (B, h, w) -> (B, h*w, D)."""
         height, width = valid.shape[1:]
         sizes = torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1)], dim=1).tolist()
-        table = self.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (self.grid, self.grid))  # (1, D, g, g)
+        table = self.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, self.grid, self.grid)  # (1, D, g, g)
         made: dict[tuple[int, int], Tensor] = {}
         for rows, columns in sizes:
             if (rows, columns) not in made:
