@@ -27,7 +27,7 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of query (B, Q, D) over key and value (B, T, D) -> (B, Q, D); `mask` (B, T) is True at the keys seen."""
+    """Attention of query (B, Q, D) over key and value (B, T, D) -> (B, Q, D); `mask` (B, T) is True at keys seen."""
 
     def split(x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (B, H, T, d)
