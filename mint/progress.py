@@ -17,6 +17,10 @@ def set_quiet(quiet: bool) -> None:
     _state["quiet"] = quiet
 
 
+def is_quiet() -> bool:
+    return _state["quiet"]
+
+
 class Progress:
     """`with Progress("training", total=100, unit="step") as bar: bar.advance(1, "loss 0.31")`."""
 
