@@ -33,7 +33,7 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
         raise CheckpointError(f"{path}: not a tokenizer file ({error}); fetch it again") from error
 
 
-# ---- what the encoders read: whole texts, cut and padded --------------------------------------------------------------
+# ---- what the encoders read: whole texts, cut and padded -----------------------------------------------------------
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
@@ -83,18 +83,28 @@ def open_clip_texts(folder: str | Path, longest: int) -> Texts:
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
         return Texts(open_tokenizer(folder), longest, CLIP_END, folder)
-    table = read_json(folder / "vocab.json", CheckpointError)
-    if not isinstance(table, dict) or not {CLIP_START, CLIP_END} <= set(table):
-        raise CheckpointError(
-            f"{folder / 'vocab.json'}: no {CLIP_START} and {CLIP_END}; copy the model's own vocab.json"
-        )
-    lines = [line for line in _read_lines(folder / "merges.txt") if line and not line.startswith("#version")]
-    merges = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
-    return Texts(_clip(table, merges, folder), longest, CLIP_END, folder)
+    path = folder / "vocab.json"
+    table = read_json(path, CheckpointError)
+    if not isinstance(table, dict) or not all(type(row) is int and row >= 0 for row in table.values()):
+        raise CheckpointError(f"{path}: not a table of word to number; copy the model's own vocab.json")
+    if not {CLIP_START, CLIP_END} <= set(table):
+        raise CheckpointError(f"{path}: no {CLIP_START} and {CLIP_END}; copy the model's own vocab.json")
+    return Texts(_clip(table, _read_merges(folder / "merges.txt", table)), longest, CLIP_END, folder)
+
+
+def _read_merges(path: Path, table: Mapping[str, int]) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(_read_lines(path), 1):
+        if line and not line.startswith("#version"):
+            first, _, second = line.partition(" ")
+            if not (first in table and second in table and first + second in table):
+                raise CheckpointError(f"{path}:{number}: {line!r} is not in vocab.json; fetch both files again")
+            merges.append((first, second))
+    return merges
 
 
 def learn_words(texts: Iterable[str], size: int) -> Tokenizer:
-    """A BERT tokenizer whose vocabulary is the most frequent words of `texts`, and all characters to spell the others."""
+    """A BERT tokenizer whose vocabulary is the most frequent words of `texts`, and all letters to spell the others."""
     empty = _bert(dict.fromkeys(BERT_SPECIAL, 0), {})
     counts: Counter[str] = Counter()
     for text in texts:
@@ -138,13 +148,9 @@ def _bert(table: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _clip(table: dict[str, int], merges: list[tuple[str, str]], folder: Path) -> Tokenizer:
+def _clip(table: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """Lower case, spaces collapsed, byte-level merges with `</w>` at word ends: start, pieces, end."""
-    try:
-        model = BPE(vocab=table, merges=merges, end_of_word_suffix="</w>", unk_token=CLIP_END)
-    except Exception as error:
-        raise CheckpointError(f"{folder}: vocab.json and merges.txt do not fit ({error}); fetch both again") from error
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(BPE(vocab=table, merges=merges, end_of_word_suffix="</w>", unk_token=CLIP_END))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

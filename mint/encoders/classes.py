@@ -80,7 +80,7 @@ def select(
     wanted = distinct(asked)
     if stated is None:
         if len(wanted) != rows:
-            raise ConfigError(f"{where}: {len(wanted):,} classes given, the classifier has {rows:,} rows; name each row")
+            raise ConfigError(f"{where}: {len(wanted):,} classes given for a classifier of {rows:,} rows; name each")
         return wanted, None
     lacking = [name for name in wanted if name not in set(stated)]
     if lacking:

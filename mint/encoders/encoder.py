@@ -50,20 +50,17 @@ def in_batches(items: Iterable[R], size: int) -> Iterator[list[R]]:
         yield batch
 
 
-def with_pictures(records: Iterable[Record], turn: Callable[[Iterator[Any]], R]) -> R:
+def with_pictures(records: Sequence[Record], turn: Callable[[list[Any]], R]) -> R:
     """`turn` applied to the pictures of `records`; one that cannot be used is named by its record."""
-    current = ""
-
-    def pictures() -> Iterator[Any]:
-        nonlocal current
-        for record in records:
-            current = record.id
-            yield record.image
-
     try:
-        return turn(pictures())
-    except RecordError as error:
-        raise RecordError(f"record {current}: {error}") from error
+        return turn([record.image for record in records])
+    except RecordError:
+        for record in records:  # several threads may have been at work: one at a time shows whose it is
+            try:
+                turn([record.image])
+            except RecordError as error:
+                raise RecordError(f"record {record.id}: {error}") from error
+        raise
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -1,7 +1,7 @@
 """Checkpoints that exist only as a PyTorch pickle: PLIP's `pytorch_model.bin` and GestaltMML's `.pt`.
 
-They are read by torch.load with `weights_only`, which builds tensors and runs nothing else. A safetensors file is always
-preferred; this path is taken only where there is none.
+They are read by torch.load with `weights_only`, which builds tensors and runs nothing else, and only where there is no
+safetensors file.
 """
 
 from __future__ import annotations
