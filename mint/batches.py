@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .chat import ChatTokenizer
 from .config import AlignSettings
 from .errors import RecordError
-from .tokens import ChatTokenizer
 from .trees import Text, token_tree
 from .types import PreferencePair, TokenTree
 

@@ -1,26 +1,21 @@
-"""Text to ids and back: conversations in the words of the Llama 3 chat templates. The one door to `tokenizers`.
-
-A template is a few special tokens around texts. The special tokens are put in as ids and the texts are encoded by
-themselves, so what a user writes can never become a special token.
-"""
+"""Text to ids and back. The one door to `tokenizers`."""
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import torch
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, WordPiece
+from torch import Tensor
 
-from .errors import CheckpointError, ConfigError
-from .files import read_json
-from .types import Message
+from .errors import CheckpointError
+from .files import read_json, write_json, write_text
 
 _LIMIT = 256 << 20
-_ROLES = ("system", "user", "assistant")
-_FIXED_DATE = "26 Jul 2024"  # Llama 3.1's template has this date where those of 3.2 have today's
 
 
 def open_tokenizer(folder: str | Path) -> Tokenizer:
@@ -38,177 +33,152 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
         raise CheckpointError(f"{path}: not a tokenizer file ({error}); fetch it again") from error
 
 
-def today() -> str:
-    """Today as the templates write it, with English months whatever the locale: '05 Mar 2026'."""
-    months = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-    now = datetime.date.today()
-    return f"{now.day:02} {months[now.month - 1]} {now.year}"
+# ---- what the encoders read: whole texts, cut and padded -----------------------------------------------------------
+
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
-@dataclass(frozen=True)
-class ChatTokenizer:
-    """A Llama 3 tokenizer with its chat template: 3.1 and 3.2 text, or 3.2 Vision when `vision`."""
+class Texts:
+    """A tokenizer for batches of texts: cut at `longest` tokens with the end token kept, padded to the longest."""
 
-    tokenizer: Tokenizer
-    stop_ids: tuple[int, ...]
-    end_of_text: str
-    vision: bool = False
-    date: str = field(default_factory=today)
-    where: str = "tokenizer.json"
+    def __init__(self, tokenizer: Tokenizer, longest: int, pad: str, folder: str | Path = "") -> None:
+        pad_id = tokenizer.token_to_id(pad)
+        if pad_id is None:
+            raise CheckpointError(f"{folder}: the tokenizer has no {pad} token; copy the model's own tokenizer files")
+        tokenizer.enable_truncation(longest)
+        tokenizer.enable_padding(pad_id=pad_id, pad_token=pad)
+        self.tokenizer, self.pad_id = tokenizer, int(pad_id)
 
-    def __post_init__(self) -> None:
-        # Special tokens written in a text are encoded as the characters they are written with.
-        self.tokenizer.encode_special_tokens = True
+    def __len__(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self.tokenizer.get_vocab().values())
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, with nothing added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
-    def special(self, name: str) -> int:
-        """The id of a special token."""
-        found: int | None = self.tokenizer.token_to_id(name)
-        if found is None:
-            raise CheckpointError(f"{self.where}: no token {name}; the chat template of Llama 3 needs it")
-        return found
-
-    def chat_ids(self, messages: Sequence[Message], generate: bool = False) -> list[int]:
-        """A conversation as ids, once begin-of-text; with `generate` it ends in an open assistant turn."""
-        turns = [(_role(message), _parts(message)) for message in messages]
-        system = ""
-        if turns and turns[0][0] == "system":
-            system = _only_text(turns.pop(0)[1]).strip()
-        ids = [self.special("<|begin_of_text|>")]
-        if any(part is None for _, parts in turns for part in parts):
-            self._check_images(system)
-        else:
-            dates = f"Cutting Knowledge Date: December 2023\nToday Date: {self.date}\n\n"
-            ids += self._turn("system", [dates + system])
-        for role, parts in turns:
-            ids += self._turn(role, parts if self.vision else [_only_text(parts).strip()])
-        return ids + (self._header("assistant") + self.encode("\n\n") if generate else [])
-
-    def answer_ids(self, messages: Sequence[Message]) -> list[int]:
-        """What follows an open assistant turn: the answer's text and the end of its turn."""
-        texts = [_only_text(_parts(message)) for message in messages]
-        if len(texts) != 1 or _role(messages[0]) != "assistant":
-            roles = ", ".join(_role(message) for message in messages) or "nothing"
-            raise ConfigError(f"an answer is one assistant message; found {roles}")
-        return [*self.encode(texts[0] if self.vision else texts[0].strip()), self.special("<|eot_id|>")]
-
-    def plain_ids(self, text: str) -> list[int]:
-        """A text without a conversation: begin-of-text and the text as it is."""
-        return [self.special("<|begin_of_text|>"), *self.encode(text)]
-
-    def end_id(self) -> int:
-        """The token that ends a text without a conversation."""
-        return self.special(self.end_of_text)
-
-    def image_id(self) -> int:
-        """The token that stands for an image."""
-        return self.special("<|image|>")
-
-    def _header(self, role: str) -> list[int]:
-        return [self.special("<|start_header_id|>"), *self.encode(role), self.special("<|end_header_id|>")]
-
-    def _turn(self, role: str, parts: Sequence[str | None]) -> list[int]:
-        """Header, contents, end of turn; a text is encoded together with the line breaks before it, as in the template."""
-        ids, text = self._header(role), "\n\n"
-        for part in parts:
-            if part is None:
-                ids, text = [*ids, *self.encode(text), self.image_id()], ""
-            else:
-                text += part
-        return [*ids, *self.encode(text), self.special("<|eot_id|>")]
-
-    def _check_images(self, system: str) -> None:
-        if not self.vision:
-            raise ConfigError(
-                f"{self.where}: an image for a model that reads text alone; give a vision model or a note"
-            )
-        if system:
-            raise ConfigError("a system message beside an image: Llama 3.2 Vision takes no system message with images")
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """n texts -> ids (n, T) and mask (n, T), int64."""
+        found = self.tokenizer.encode_batch_fast(list(texts))
+        ids = torch.tensor([encoding.ids for encoding in found])
+        return ids, torch.tensor([encoding.attention_mask for encoding in found])
 
 
-def _role(message: Message) -> str:
-    role = message.get("role")
-    if role not in _ROLES:
-        raise ConfigError(f"a message has role {role!r}; wanted one of {', '.join(_ROLES)}")
-    return str(role)
+def open_bert_texts(folder: str | Path, longest: int) -> Texts:
+    """BERT's tokenizer of a checkpoint folder, from `tokenizer.json` or from `vocab.txt`."""
+    vocabulary = Path(folder) / "vocab.txt"
+    if (Path(folder) / "tokenizer.json").is_file() or not vocabulary.is_file():
+        return Texts(open_tokenizer(folder), longest, "[PAD]", folder)
+    words = _read_lines(vocabulary)
+    missing = sorted(set(BERT_SPECIAL) - set(words))
+    if missing:
+        raise CheckpointError(f"{vocabulary}: no line {', '.join(missing)}; copy the model's own vocab.txt")
+    table = {word: row for row, word in enumerate(words)}
+    return Texts(_bert(table, _settings(folder)), longest, "[PAD]", folder)
 
 
-def _parts(message: Message) -> list[str | None]:
-    """The content of a message: texts, and None for each image."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return [content]
-    if not isinstance(content, list):
-        raise ConfigError(f"a message has content {content!r}; wanted a text or a list of parts")
-    return [_part(part) for part in content]
+def open_clip_texts(folder: str | Path, longest: int) -> Texts:
+    """CLIP's tokenizer of a checkpoint folder, from `tokenizer.json` or from `vocab.json` and `merges.txt`.
 
-
-def _part(part: Any) -> str | None:
-    if isinstance(part, dict) and part.get("type") == "image":
-        return None
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise ConfigError(f"a message has the part {part!r}; wanted {{'type': 'image'}} or {{'type': 'text', 'text': …}}")
-
-
-def _only_text(parts: Sequence[str | None]) -> str:
-    if any(part is None for part in parts):
-        raise ConfigError("an image in a system or assistant message, or for a model that reads text alone")
-    return "".join(part for part in parts if part is not None)
-
-
-def chat_tokenizer(folder: str | Path, config: dict[str, Any], *, date: str | None = None) -> ChatTokenizer:
-    """The chat tokenizer of a Llama checkpoint folder; `config` is its config.json."""
+    Texts are padded with the end token: whichever way the network looks for the end, the first one is found.
+    """
     folder = Path(folder)
-    tokenizer, settings = open_tokenizer(folder), _optional(folder / "tokenizer_config.json")
-    named = settings.get("eos_token", "<|eot_id|>")
-    end = named.get("content", "<|eot_id|>") if isinstance(named, dict) else named
-    return ChatTokenizer(
-        tokenizer=tokenizer,
-        stop_ids=_stop_ids(folder, config, tokenizer),
-        end_of_text=str(end) if tokenizer.token_to_id(str(end)) is not None else "<|eot_id|>",
-        vision=config.get("model_type") == "mllama",
-        date=date or _template_date(folder, settings),
-        where=str(folder / "tokenizer.json"),
+    if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
+        return Texts(open_tokenizer(folder), longest, CLIP_END, folder)
+    path = folder / "vocab.json"
+    table = read_json(path, CheckpointError)
+    if not isinstance(table, dict) or not all(type(row) is int and row >= 0 for row in table.values()):
+        raise CheckpointError(f"{path}: not a table of word to number; copy the model's own vocab.json")
+    if not {CLIP_START, CLIP_END} <= set(table):
+        raise CheckpointError(f"{path}: no {CLIP_START} and {CLIP_END}; copy the model's own vocab.json")
+    return Texts(_clip(table, _read_merges(folder / "merges.txt", table)), longest, CLIP_END, folder)
+
+
+def _read_merges(path: Path, table: Mapping[str, int]) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(_read_lines(path), 1):
+        if line and not line.startswith("#version"):
+            first, _, second = line.partition(" ")
+            if not (first in table and second in table and first + second in table):
+                raise CheckpointError(f"{path}:{number}: {line!r} is not in vocab.json; fetch both files again")
+            merges.append((first, second))
+    return merges
+
+
+def learn_words(texts: Iterable[str], size: int) -> Tokenizer:
+    """A BERT tokenizer whose vocabulary is the most frequent words of `texts`, and all letters to spell the others."""
+    empty = _bert(dict.fromkeys(BERT_SPECIAL, 0), {})
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normal = empty.normalizer.normalize_str(text)
+        counts.update(word for word, _ in empty.pre_tokenizer.pre_tokenize_str(normal))
+    letters = sorted(set().union(*counts))
+    pieces = [*BERT_SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    pieces += [word for word in ranked if len(word) > 1][: max(0, size - len(pieces))]
+    return _bert({piece: row for row, piece in enumerate(pieces)}, {})
+
+
+def write_bert_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> None:
+    """`tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as a BERT checkpoint has them."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    table = tokenizer.get_vocab()
+    write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in sorted(table, key=table.__getitem__)))
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    settings = {"do_lower_case": True, "model_max_length": longest, "tokenizer_class": "BertTokenizer"}
+    write_json(folder / "tokenizer_config.json", settings | dict(zip(names, BERT_SPECIAL, strict=True)))
+
+
+def _bert(table: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
+    """Lower case, accents off, Chinese characters apart, words cut greedily into pieces: [CLS] pieces [SEP]."""
+    tokenizer = Tokenizer(WordPiece(table, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
     )
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    value = read_json(path, CheckpointError) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds {type(value).__name__}; wanted an object")
-    return value
-
-
-def _template_date(folder: Path, settings: dict[str, Any]) -> str:
-    """The date the folder's own template would write: today, unless it has a fixed one and no clock, as Llama 3.1's has."""
-    path = folder / "chat_template.jinja"
-    text = path.read_text(errors="replace") if path.is_file() else str(settings.get("chat_template", ""))
-    return _FIXED_DATE if _FIXED_DATE in text and "strftime_now" not in text else today()
-
-
-def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Every id that ends a generation: those of generation_config.json, else those of config.json, and the end of a turn."""
-    settings = _optional(folder / "generation_config.json")
-    text = config.get("text_config")
-    inner = text.get("eos_token_id") if isinstance(text, dict) else None
-    found: Any = next(
-        (x for x in (settings.get("eos_token_id"), config.get("eos_token_id"), inner) if x is not None), []
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    ends = [(name, table[name]) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ends
     )
-    ids = found if isinstance(found, list) else [found]
-    if not all(isinstance(x, int) for x in ids):
-        raise CheckpointError(f"{folder}: eos_token_id is {found!r}; wanted a number or a list of numbers")
-    turn = tokenizer.token_to_id("<|eot_id|>")
-    return tuple(sorted({*ids, *([] if turn is None else [turn])}))
+    tokenizer.add_special_tokens(list(BERT_SPECIAL))
+    return tokenizer
+
+
+def _clip(table: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """Lower case, spaces collapsed, byte-level merges with `</w>` at word ends: start, pieces, end."""
+    tokenizer = Tokenizer(BPE(vocab=table, merges=merges, end_of_word_suffix="</w>", unk_token=CLIP_END))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (CLIP_END, table[CLIP_END]), (CLIP_START, table[CLIP_START]), trim_offsets=False, add_prefix_space=False
+    )
+    tokenizer.add_special_tokens([CLIP_START, CLIP_END])
+    return tokenizer
+
+
+def _settings(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / "tokenizer_config.json"
+    found = read_json(path, CheckpointError) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: a {type(found).__name__}, an object was wanted; fetch it again")
+    return found
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a vocabulary file, in order."""
+    try:
+        if path.stat().st_size > _LIMIT:
+            raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, at most {_LIMIT:,} are read")
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); copy the model's own") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 text ({error.reason}); fetch it again") from error

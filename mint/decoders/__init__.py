@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import read_adapter
+from ..chat import ChatTokenizer, chat_tokenizer
 from ..config import pick_device, pick_dtype
 from ..errors import CheckpointError, ConfigError
 from ..generation import Sampling, generate
 from ..kernels import token_logprob, tree_attention, tree_layout
-from ..tokens import ChatTokenizer, chat_tokenizer
 from ..trees import forest, sequence
 from ..types import TokenTree
 from ..weights import FILES, SMALL_FILES, Checkpoint, fill, open_checkpoint

@@ -1,0 +1,87 @@
+"""What every encoder offers: its classes, and the scores of records on them, a batch at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, RecordError
+from ..progress import Progress
+from ..types import Record
+
+R = TypeVar("R")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Encoder(ABC):
+    """A teacher: scores every record on every class; a higher score means a likelier class."""
+
+    classes: tuple[str, ...]
+    batch_size: int = 32
+
+    @abstractmethod
+    def score_batch(self, records: Sequence[Record]) -> Tensor:
+        """Scores (n, C) float32 of n records, on the CPU."""
+
+    def score_batches(self, records: Iterable[Record]) -> Iterator[tuple[list[Record], Tensor]]:
+        """Each batch of records with its scores; no more than one batch is held."""
+        total = len(records) if isinstance(records, Sized) else None
+        with Progress("scoring", total, "record") as bar:
+            for batch in in_batches(records, self.batch_size):
+                yield batch, self.score_batch(batch)
+                bar.advance(len(batch))
+
+    def scores(self, records: Iterable[Record]) -> Tensor:
+        """Scores of all records: (N, C) float32."""
+        found = [scores for _, scores in self.score_batches(records)]
+        return torch.cat(found) if found else torch.empty(0, len(self.classes))
+
+
+def in_batches(items: Iterable[R], size: int) -> Iterator[list[R]]:
+    """Lists of `size` items, the last maybe shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def with_pictures(records: Sequence[Record], turn: Callable[[list[Any]], R]) -> R:
+    """`turn` applied to the pictures of `records`; one that cannot be used is named by its record."""
+    try:
+        return turn([record.image for record in records])
+    except RecordError:
+        for record in records:  # several threads may have been at work: one at a time shows whose it is
+            try:
+                turn([record.image])
+            except RecordError as error:
+                raise RecordError(f"record {record.id}: {error}") from error
+        raise
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """`auto` is the GPU if there is one."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {str(device)!r}: auto, cpu or cuda was wanted") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {str(device)!r}: this machine has no usable GPU; take cpu or auto")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """`auto` is float32 on every machine: an encoder is small, and rounding would reorder classes that score alike."""
+    if isinstance(dtype, torch.dtype):
+        name = str(dtype).removeprefix("torch.")
+    else:
+        name = "float32" if dtype == "auto" else dtype
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r}: auto, {', '.join(DTYPES)} was wanted")
+    return DTYPES[name]
