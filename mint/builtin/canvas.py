@@ -134,10 +134,10 @@ def opened(points: Points) -> NDArray[np.float64]:
 
 def ribbon(path: NDArray[np.float64], width: float, ends: tuple[float, float]) -> NDArray[np.float64]:
     """The outline of a curve drawn with a pen that swells towards the middle: (n, 2) -> (2 n, 2)."""
-    along = np.gradient(path, axis=0)
+    along = np.concatenate([path[1:2] - path[:1], path[2:] - path[:-2], path[-1:] - path[-2:-1]])
     normal = along[:, ::-1] * (1, -1) / np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-9)[:, None]
-    t = np.linspace(0, 1, len(path))
-    ease = np.minimum(1, np.minimum(ends[0] + 3 * t, ends[1] + 3 * (1 - t)))[:, None]
+    t = np.arange(len(path)) * (3 / (len(path) - 1))
+    ease = np.minimum(1, np.minimum(ends[0] + t, ends[1] + 3 - t))[:, None]
     side = normal * ease * (width / 2)
     return np.concatenate([path + side, (path - side)[::-1]])
 
@@ -156,13 +156,19 @@ class Relief:
     def __init__(self, size: int, view: View = WHOLE) -> None:
         grid = (np.arange(size, dtype=np.float32) + 0.5) / size
         self.across, self.down = ((grid - view[axis]) / view[2] + view[axis] for axis in (0, 1))
-        self.sum = np.zeros((size, size), np.float32)
+        self.spots: list[tuple[float, float, float, float, float]] = []
 
     def spot(self, x: float, y: float, rx: float, ry: float, strength: float) -> None:
         """Lighter (strength > 0) or darker (< 0) around a point, falling off like a Gaussian."""
+        self.spots.append((x, y, rx, ry, strength))
+
+    def sum(self) -> Array:
+        """How much lighter or darker every point is: (size, size), 0 where nothing changes."""
+        x, y, rx, ry, strength = np.asarray(self.spots, np.float32).T[..., None]  # each (N, 1)
         across = np.exp(-(((self.across - x) / rx) ** 2))
         down = np.exp(-(((self.down - y) / ry) ** 2)) * strength
-        self.sum += down[:, None] * across
+        lit: Array = down.T @ across
+        return lit
 
     def trail(self, points: Points, radius: float, strength: float) -> None:
         """A soft line: spots along a curve."""

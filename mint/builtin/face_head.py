@@ -30,7 +30,7 @@ def outline(face: Face) -> NDArray[np.float64]:
 
 def sag(face: Face, x: float, y: float) -> float:
     """How far a point of the face hangs because one half is lower than the other; nothing above the forehead."""
-    return face.skew * float(np.clip(x / 0.11, -1, 1)) * float(np.clip((y - 0.30) / 0.30, 0, 1)) * 0.5
+    return face.skew * min(1.0, max(-1.0, x / 0.11)) * min(1.0, max(0.0, (y - 0.30) / 0.30)) * 0.5
 
 
 def draw_body(canvas: Canvas, face: Face) -> None:

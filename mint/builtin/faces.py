@@ -65,7 +65,7 @@ def _painted(face: Face, size: int, rng: np.random.Generator) -> Array:
     draw_hair(features, face, marks[2])
     draw_brows(features, face, marks[3])
     body = skin.layer()
-    body[..., :3] *= (1 + relief.sum)[..., None]
+    body[..., :3] *= (1 + relief.sum())[..., None]
     return over(over(_ground(face, size), body), features.layer())
 
 
