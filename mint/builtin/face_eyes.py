@@ -59,7 +59,10 @@ def _draw_ball(ball: Canvas, eye: Eye) -> None:
     face, r = eye.face, eye.face.iris_radius
     white = (128, 164, 222) if face.has("blue_sclerae") else mix((246, 244, 240), face.skin, 0.06)
     w = face.eye_width * 1.2
-    ball.area([(eye.x - w, eye.y - 0.08), (eye.x + w, eye.y - 0.08), (eye.x + w, eye.y + 0.08), (eye.x - w, eye.y + 0.08)], white)
+    ball.area(
+        [(eye.x - w, eye.y - 0.08), (eye.x + w, eye.y - 0.08), (eye.x + w, eye.y + 0.08), (eye.x - w, eye.y + 0.08)],
+        white,
+    )
     inward = 0.56 * face.eye_width if face.has("strabismus") and eye.side == 1 else 0.0
     x, y = eye.x - eye.side * inward, eye.y - face.eye_height * 0.10
     colour = face.iris
@@ -73,7 +76,11 @@ def _draw_ball(ball: Canvas, eye: Eye) -> None:
         ball.area([(x - r * 0.40, y), (x + r * 0.40, y), (x + r * 0.62, y + r), (x - r * 0.62, y + r)], (10, 8, 8))
     ball.disc(x, y, r * 0.43, r * 0.43, (14, 10, 10))
     ball.disc(x - r * 0.28, y - r * 0.34, r * 0.20, r * 0.20, (255, 255, 255))
-    ball.stroke(eye.at([(-1, 0.2), (-0.6, -0.46), (0, -0.88), (0.6, -0.6), (1, 0)]), face.eye_height * 0.34, (*shade(white, 0.72),))
+    ball.stroke(
+        eye.at([(-1, 0.2), (-0.6, -0.46), (0, -0.88), (0.6, -0.6), (1, 0)]),
+        face.eye_height * 0.34,
+        (*shade(white, 0.72),),
+    )
 
 
 def _draw_lid_skin(canvas: Canvas, eye: Eye) -> None:
@@ -98,9 +105,16 @@ def _draw_lids(canvas: Canvas, eye: Eye) -> None:
     crease = 0.55 if not face.has("drooping_lids") else 1.62
     crease = 0.95 if face.has("bulging_eyes") else crease
     if not face.has("deep_set_eyes"):
-        canvas.stroke(eye.upper(raised=crease)[:-1] if face.has("epicanthus") else eye.upper(raised=crease), 0.0065, shade(face.skin, 0.66), (0.1, 0.2))
+        canvas.stroke(
+            eye.upper(raised=crease)[:-1] if face.has("epicanthus") else eye.upper(raised=crease),
+            0.0065,
+            shade(face.skin, 0.66),
+            (0.1, 0.2),
+        )
     if face.has("bulging_eyes"):
-        canvas.stroke(eye.at([(u, v + 0.48 * (1 - u * u)) for u, v in _LOWER]), 0.0065, shade(face.skin, 0.72), (0.1, 0.1))
+        canvas.stroke(
+            eye.at([(u, v + 0.48 * (1 - u * u)) for u, v in _LOWER]), 0.0065, shade(face.skin, 0.72), (0.1, 0.1)
+        )
     if face.style in ("bob", "long") and not face.has("sparse_brows"):
         canvas.stroke(eye.at([(0.78, -0.5), (1.0, -0.18), (1.16, -0.22)]), 0.006, lash, (0.6, 0.0))
 
@@ -130,8 +144,16 @@ def _draw_long_lashes(canvas: Canvas, eye: Eye) -> None:
 def _draw_bags(canvas: Canvas, eye: Eye) -> None:
     """Swollen skin below the eye, with a crease under it."""
     face = eye.face
-    canvas.blob(eye.at([(-0.95, 0.75), (0, 1.25), (0.95, 0.55), (0.9, 1.5), (0.05, 2.45), (-0.9, 1.7)]), mix(face.skin, (255, 225, 215), 0.28))
-    canvas.stroke(eye.at([(-1.0, 1.25), (-0.6, 2.1), (0.05, 2.55), (0.7, 2.0), (1.05, 1.0)]), 0.012, shade(face.skin, 0.60), (0.1, 0.1))
+    canvas.blob(
+        eye.at([(-0.95, 0.75), (0, 1.25), (0.95, 0.55), (0.9, 1.5), (0.05, 2.45), (-0.9, 1.7)]),
+        mix(face.skin, (255, 225, 215), 0.28),
+    )
+    canvas.stroke(
+        eye.at([(-1.0, 1.25), (-0.6, 2.1), (0.05, 2.55), (0.7, 2.0), (1.05, 1.0)]),
+        0.012,
+        shade(face.skin, 0.60),
+        (0.1, 0.1),
+    )
 
 
 def light_eyes(relief: Relief, face: Face) -> None:
@@ -180,14 +202,18 @@ def _draw_brow(canvas: Canvas, face: Face, side: int, colour: Colour, rng: np.ra
     jitter = rng.random((len(path), 2))
     for (x, y), (a, b) in zip(path[:-3], jitter, strict=False):
         start = y + (a - 0.3) * face.brow_thick * 0.6
-        canvas.hair([(x, start), (x + side * 0.013, start - face.brow_thick * (0.25 + 0.35 * b))], 0.003, shade(colour, 0.85))
+        canvas.hair(
+            [(x, start), (x + side * 0.013, start - face.brow_thick * (0.25 + 0.35 * b))], 0.003, shade(colour, 0.85)
+        )
 
 
 def _draw_join(canvas: Canvas, face: Face, colour: Colour, rng: np.random.Generator) -> None:
     """Brow hair that runs on across the root of the nose."""
     half = max(face.eye_dx - 0.050, 0.018)
     y, thick = face.brow_y + 0.004, face.brow_thick * 0.80
-    canvas.stroke([(MIDDLE - half, y), (MIDDLE, y + 0.004), (MIDDLE + half, y)], thick, mix(colour, face.skin, 0.16), (1.0, 1.0))
+    canvas.stroke(
+        [(MIDDLE - half, y), (MIDDLE, y + 0.004), (MIDDLE + half, y)], thick, mix(colour, face.skin, 0.16), (1.0, 1.0)
+    )
     for t, a in zip(np.linspace(-1, 1, 15), rng.random(15), strict=True):
         x = MIDDLE + t * half
         canvas.hair([(x, y + thick * 0.5), (x + t * 0.008, y - thick * (0.4 + 0.4 * a))], 0.0036, shade(colour, 0.85))

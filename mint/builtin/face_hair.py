@@ -24,7 +24,14 @@ def draw_hair_behind(canvas: Canvas, face: Face, rng: np.random.Generator) -> No
     low = 0.74 if face.style == "bob" else 0.93
     wide = face.cheekbone + (0.075 if face.has("curly_hair") else 0.050)
     colour = shade(hair_colour(face), 0.82)
-    right = [(0.09, face.top - 0.01), (max(face.forehead, 0.20) * 0.86, face.top + 0.06), (wide * 0.94, 0.30), (wide, 0.50), (wide * 1.02, low - 0.10), (wide * 0.86, low)]
+    right = [
+        (0.09, face.top - 0.01),
+        (max(face.forehead, 0.20) * 0.86, face.top + 0.06),
+        (wide * 0.94, 0.30),
+        (wide, 0.50),
+        (wide * 1.02, low - 0.10),
+        (wide * 0.86, low),
+    ]
     points = [(MIDDLE + x, y) for x, y in right] + [(MIDDLE - x, y) for x, y in reversed(right)]
     canvas.blob(points, colour)
     if face.has("curly_hair"):
@@ -34,7 +41,11 @@ def draw_hair_behind(canvas: Canvas, face: Face, rng: np.random.Generator) -> No
     for side in (-1, 1):
         for a in rng.random(6):
             x = wide * (0.80 + 0.20 * a)
-            canvas.hair([(MIDDLE + side * x * 0.95, 0.30), (MIDDLE + side * x, 0.5), (MIDDLE + side * x * 0.98, low - 0.06)], 0.004, shade(colour, 0.80 + 0.35 * a))
+            canvas.hair(
+                [(MIDDLE + side * x * 0.95, 0.30), (MIDDLE + side * x, 0.5), (MIDDLE + side * x * 0.98, low - 0.06)],
+                0.004,
+                shade(colour, 0.80 + 0.35 * a),
+            )
 
 
 def _hairline(face: Face) -> NDArray[np.float64]:
@@ -50,7 +61,12 @@ def _hairline(face: Face) -> NDArray[np.float64]:
     ]
     middle = [(0.0, y)]
     if face.has("widows_peak"):
-        row = [*row[:2], (face.forehead * 0.66, y - 0.005), (face.forehead * 0.34, y - 0.022), (face.forehead * 0.14, y + 0.030)]
+        row = [
+            *row[:2],
+            (face.forehead * 0.66, y - 0.005),
+            (face.forehead * 0.34, y - 0.022),
+            (face.forehead * 0.14, y + 0.030),
+        ]
         middle = [(0.0, y + 0.105)]
     points = row + middle + [(-px, py) for px, py in reversed(row)]
     line: NDArray[np.float64] = opened([(MIDDLE + px, py) for px, py in points])
@@ -91,7 +107,14 @@ def draw_hair(canvas: Canvas, face: Face, rng: np.random.Generator) -> None:
         _draw_face_hair(canvas, face, colour, rng)
 
 
-def _draw_strands(canvas: Canvas, face: Face, edge: NDArray[np.float64], line: NDArray[np.float64], colour: Colour, rng: np.random.Generator) -> None:
+def _draw_strands(
+    canvas: Canvas,
+    face: Face,
+    edge: NDArray[np.float64],
+    line: NDArray[np.float64],
+    colour: Colour,
+    rng: np.random.Generator,
+) -> None:
     """Lines combed from a parting to the hairline, some lighter and some darker."""
     n = 44
     root_x = MIDDLE + 0.07 * (1 if face.light > 0 else -1)
@@ -102,10 +125,14 @@ def _draw_strands(canvas: Canvas, face: Face, edge: NDArray[np.float64], line: N
             continue
         tone = shade(colour, 0.74 + 0.2 * a) if a < 0.62 else mix(colour, (255, 246, 226), 0.07 + 0.14 * (a - 0.62))
         start = (tx + (root_x - tx) * 0.10, ty + 0.006)
-        canvas.hair([start, ((start[0] + ex) / 2 + (ex - MIDDLE) * 0.12, (start[1] + ey) / 2 - 0.004), (ex, ey)], 0.0036, tone)
+        canvas.hair(
+            [start, ((start[0] + ex) / 2 + (ex - MIDDLE) * 0.12, (start[1] + ey) / 2 - 0.004), (ex, ey)], 0.0036, tone
+        )
 
 
-def _draw_curls(canvas: Canvas, places: NDArray[np.float64], radius: float, colour: Colour, rng: np.random.Generator) -> None:
+def _draw_curls(
+    canvas: Canvas, places: NDArray[np.float64], radius: float, colour: Colour, rng: np.random.Generator
+) -> None:
     for (x, y), (a, b, c) in zip(places, rng.random((len(places), 3)), strict=True):
         r, cx, cy = radius * (0.8 + 0.4 * a), x + 0.012 * (b - 0.5), y + 0.012 * (c - 0.5)
         canvas.disc(cx, cy, r, r, shade(colour, 0.90 + 0.12 * b))
@@ -121,13 +148,25 @@ def _draw_sparse(canvas: Canvas, face: Face, colour: Colour, rng: np.random.Gene
     ends = line[::-1][np.linspace(2, len(line) - 3, n).astype(int)]
     for (tx, ty), (ex, ey), (a, b) in zip(tops, ends, rng.random((n, 2)), strict=True):
         end = (tx + (ex - tx) * (0.45 + 0.4 * a) + 0.02 * (b - 0.5), ty + (ey - ty) * (0.45 + 0.4 * a))
-        canvas.hair([(tx, ty), ((tx + end[0]) / 2 + 0.012 * (b - 0.5), (ty + end[1]) / 2), end], 0.003, mix(colour, face.skin, 0.25))
+        canvas.hair(
+            [(tx, ty), ((tx + end[0]) / 2 + 0.012 * (b - 0.5), (ty + end[1]) / 2), end],
+            0.003,
+            mix(colour, face.skin, 0.25),
+        )
 
 
 def _draw_forelock(canvas: Canvas, face: Face) -> None:
     y = face.top + face.hairline
     rise = face.top - face.hair_thick * 0.45
-    lock = [(-0.046, rise + 0.004), (0.0, rise), (0.036, rise + 0.008), (0.046, (face.top + y) / 2), (0.016, y + 0.022), (-0.020, y + 0.010), (-0.044, (face.top + y) / 2)]
+    lock = [
+        (-0.046, rise + 0.004),
+        (0.0, rise),
+        (0.036, rise + 0.008),
+        (0.046, (face.top + y) / 2),
+        (0.016, y + 0.022),
+        (-0.020, y + 0.010),
+        (-0.044, (face.top + y) / 2),
+    ]
     white = [(MIDDLE + 0.015 + x, py) for x, py in lock]
     canvas.blob(white, (246, 244, 240))
     for dx in (-0.02, -0.004, 0.012):

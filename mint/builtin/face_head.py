@@ -37,16 +37,43 @@ def draw_body(canvas: Canvas, face: Face) -> None:
     """Shoulders and neck, behind the head."""
     neck, top, low = face.neck, face.chin - 0.12, face.shoulder
     skin, dark = face.skin, shade(face.skin, 0.80)
-    shoulders = [(0.02, 1.1), (0.06, low + 0.055), (0.5 - neck * 1.25, low), (0.5, low + 0.03), (0.5 + neck * 1.25, low), (0.94, low + 0.055), (0.98, 1.1)]
+    shoulders = [
+        (0.02, 1.1),
+        (0.06, low + 0.055),
+        (0.5 - neck * 1.25, low),
+        (0.5, low + 0.03),
+        (0.5 + neck * 1.25, low),
+        (0.94, low + 0.055),
+        (0.98, 1.1),
+    ]
     if face.has("webbed_neck"):
-        wing = [(0.5 - s * w, y) for s, w, y in ((1, 0.215, 0.64), (1, 0.245, 0.76), (1, 0.32, low), (1, 0.42, low + 0.07))]
+        wing = [
+            (0.5 - s * w, y) for s, w, y in ((1, 0.215, 0.64), (1, 0.245, 0.76), (1, 0.32, low), (1, 0.42, low + 0.07))
+        ]
         canvas.area([*wing, *((1 - x, y) for x, y in reversed(wing))], skin)
         for side in (-1, 1):
-            canvas.stroke([(0.5 + side * x, y) for x, y in ((0.185, 0.74), (0.20, 0.84), (0.26, low + 0.01))], 0.018, dark)
-    canvas.area([(0.5 - neck * 0.95, top), (0.5 + neck * 0.95, top), (0.5 + neck * 1.12, low + 0.06), (0.5 - neck * 1.12, low + 0.06)], skin)
+            canvas.stroke(
+                [(0.5 + side * x, y) for x, y in ((0.185, 0.74), (0.20, 0.84), (0.26, low + 0.01))], 0.018, dark
+            )
+    canvas.area(
+        [
+            (0.5 - neck * 0.95, top),
+            (0.5 + neck * 0.95, top),
+            (0.5 + neck * 1.12, low + 0.06),
+            (0.5 - neck * 1.12, low + 0.06),
+        ],
+        skin,
+    )
     canvas.blob(shoulders, face.cloth)
-    canvas.blob([(0.5 - neck * 1.12, low - 0.012), (0.5, low - 0.03), (0.5 + neck * 1.12, low - 0.012), (0.5, low + 0.052)], skin)
-    canvas.stroke([(0.5 - neck * 1.15, low - 0.005), (0.5, low + 0.055), (0.5 + neck * 1.15, low - 0.005)], 0.014, shade(face.cloth, 0.8))
+    canvas.blob(
+        [(0.5 - neck * 1.12, low - 0.012), (0.5, low - 0.03), (0.5 + neck * 1.12, low - 0.012), (0.5, low + 0.052)],
+        skin,
+    )
+    canvas.stroke(
+        [(0.5 - neck * 1.15, low - 0.005), (0.5, low + 0.055), (0.5 + neck * 1.15, low - 0.005)],
+        0.014,
+        shade(face.cloth, 0.8),
+    )
 
 
 def draw_ears(canvas: Canvas, face: Face) -> None:
@@ -59,11 +86,24 @@ def _draw_ear(canvas: Canvas, face: Face, side: int) -> None:
     high, wide = face.ear_height, face.ear_width
     edge = face.cheekbone if face.ear_y < face.eye_y + 0.09 else (face.cheekbone + face.cheek) / 2
     turn = np.cos(face.ear_tilt), np.sin(face.ear_tilt)
-    shell = [(-0.5, -0.75), (0.1, -1.0), (0.95, -0.78), (1.12, -0.25), (0.80, 0.25), (0.52, 0.75), (0.10, 1.0), (-0.4, 0.8)]
+    shell = [
+        (-0.5, -0.75),
+        (0.1, -1.0),
+        (0.95, -0.78),
+        (1.12, -0.25),
+        (0.80, 0.25),
+        (0.52, 0.75),
+        (0.10, 1.0),
+        (-0.4, 0.8),
+    ]
     rim = [(-0.1, -0.62), (0.35, -0.74), (0.78, -0.45), (0.72, -0.02), (0.45, 0.32)]
     hollow = [(0.0, -0.35), (0.38, -0.40), (0.42, 0.05), (0.12, 0.42), (-0.1, 0.2)]
     if face.has("small_ears"):
-        shell, rim, hollow = [(-0.5, -0.9), (0.5, -0.9), (0.9, 0.0), (0.6, 0.8), (-0.4, 0.9)], [(0.1, -0.3), (0.4, 0.0), (0.2, 0.4)], []
+        shell, rim, hollow = (
+            [(-0.5, -0.9), (0.5, -0.9), (0.9, 0.0), (0.6, 0.8), (-0.4, 0.9)],
+            [(0.1, -0.3), (0.4, 0.0), (0.2, 0.4)],
+            [],
+        )
 
     def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         local = [(u * wide + 0.006, v * high) for u, v in points]
@@ -126,10 +166,22 @@ def _light_cheeks(relief: Relief, face: Face) -> None:
     for side in (-1, 1):
         if face.has("full_cheeks"):
             relief.spot(MIDDLE + side * 0.155, face.mouth_y - 0.02, 0.052, 0.060, 0.15)
-            relief.trail([(MIDDLE + side * x, y) for x, y in ((0.115, 0.655), (0.105, 0.70), (0.125, 0.755), (0.165, 0.775))], 0.020, -0.12)
+            relief.trail(
+                [(MIDDLE + side * x, y) for x, y in ((0.115, 0.655), (0.105, 0.70), (0.125, 0.755), (0.165, 0.775))],
+                0.020,
+                -0.12,
+            )
         if face.has("flat_midface"):
             relief.spot(MIDDLE + side * 0.135, face.eye_y + 0.095, 0.075, 0.040, -0.34)
-            relief.trail([(MIDDLE + side * x, face.eye_y + y) for x, y in ((0.05, 0.055), (0.11, 0.07), (0.17, 0.055))], 0.016, -0.10)
+            relief.trail(
+                [(MIDDLE + side * x, face.eye_y + y) for x, y in ((0.05, 0.055), (0.11, 0.07), (0.17, 0.055))],
+                0.016,
+                -0.10,
+            )
         if face.has("coarse_face"):
-            relief.trail([(MIDDLE + side * x, face.nose_y + y) for x, y in ((0.066, -0.02), (0.096, 0.03), (0.12, 0.085))], 0.017, -0.20)
+            relief.trail(
+                [(MIDDLE + side * x, face.nose_y + y) for x, y in ((0.066, -0.02), (0.096, 0.03), (0.12, 0.085))],
+                0.017,
+                -0.20,
+            )
             relief.spot(MIDDLE + side * 0.10, face.brow_y - 0.012, 0.075, 0.022, 0.17)

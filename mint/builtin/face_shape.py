@@ -98,12 +98,41 @@ SKINS: tuple[RGB, ...] = (
     (146, 98, 70),
     (112, 74, 54),
 )
-HAIRS: tuple[RGB, ...] = ((34, 27, 25), (52, 36, 28), (78, 52, 36), (110, 74, 46), (150, 108, 66), (196, 156, 100), (146, 74, 40))
+HAIRS: tuple[RGB, ...] = (
+    (34, 27, 25),
+    (52, 36, 28),
+    (78, 52, 36),
+    (110, 74, 46),
+    (150, 108, 66),
+    (196, 156, 100),
+    (146, 74, 40),
+)
 IRISES: tuple[RGB, ...] = ((74, 46, 28), (92, 60, 34), (112, 92, 52), (84, 110, 84), (84, 128, 168))
-GROUNDS: tuple[RGB, ...] = ((196, 208, 214), (214, 206, 194), (178, 196, 186), (206, 198, 212), (168, 182, 200), (220, 220, 216))
-CLOTHS: tuple[RGB, ...] = ((92, 112, 140), (150, 96, 92), (110, 138, 112), (170, 150, 110), (96, 92, 116), (210, 206, 198), (70, 74, 82))
+GROUNDS: tuple[RGB, ...] = (
+    (196, 208, 214),
+    (214, 206, 194),
+    (178, 196, 186),
+    (206, 198, 212),
+    (168, 182, 200),
+    (220, 220, 216),
+)
+CLOTHS: tuple[RGB, ...] = (
+    (92, 112, 140),
+    (150, 96, 92),
+    (110, 138, 112),
+    (170, 150, 110),
+    (96, 92, 116),
+    (210, 206, 198),
+    (70, 74, 82),
+)
 STYLES = {"female": ("bob", "long", "long", "short"), "male": ("crop", "short", "short", "crop")}
-ETHNIC_SKINS = {"European": (0, 3), "East Asian": (1, 4), "South Asian": (3, 6), "Latin American": (2, 6), "African": (5, 8)}
+ETHNIC_SKINS = {
+    "European": (0, 3),
+    "East Asian": (1, 4),
+    "South Asian": (3, 6),
+    "Latin American": (2, 6),
+    "African": (5, 8),
+}
 
 # What a person's own build may do to a measure: the share it varies by, up or down.
 _BUILD = {
@@ -112,7 +141,16 @@ _BUILD = {
     "brow_arch": 0.25, "nose_width": 0.06, "bridge": 0.08, "tip": 0.06, "philtrum": 0.06, "mouth_width": 0.05,
     "upper_lip": 0.10, "lower_lip": 0.10, "hairline": 0.12, "hair_thick": 0.30, "ear_height": 0.05, "ear_width": 0.10,
 }  # fmt: skip
-_PLACE = {"top": 0.008, "chin": 0.008, "eye_y": 0.006, "nose_y": 0.005, "ear_y": 0.006, "slant": 0.035, "corner": 0.004, "ear_tilt": 0.05}
+_PLACE = {
+    "top": 0.008,
+    "chin": 0.008,
+    "eye_y": 0.006,
+    "nose_y": 0.005,
+    "ear_y": 0.006,
+    "slant": 0.035,
+    "corner": 0.004,
+    "ear_tilt": 0.05,
+}
 
 # What a finding does: factors, then shifts.
 _TIMES: dict[str, dict[str, float]] = {
@@ -183,7 +221,9 @@ _PLUS: dict[str, dict[str, float]] = {
 }
 
 
-def person(findings: frozenset[str], rng: np.random.Generator, sex: str | None, age: float | None, ethnicity: str | None) -> Face:
+def person(
+    findings: frozenset[str], rng: np.random.Generator, sex: str | None, age: float | None, ethnicity: str | None
+) -> Face:
     """Somebody of this sex and age (drawn where not given), with these findings."""
     draws = rng.random(16)
     sex = sex if sex in STYLES else ("female", "male")[int(draws[0] * 2)]
@@ -213,9 +253,13 @@ def person(findings: frozenset[str], rng: np.random.Generator, sex: str | None, 
 
 def _built(face: Face, rng: np.random.Generator) -> Face:
     spread = 2 * rng.random(len(_BUILD) + len(_PLACE)) - 1
-    measures = {name: getattr(face, name) * (1 + share * by) for (name, share), by in zip(_BUILD.items(), spread, strict=False)}
+    measures = {
+        name: getattr(face, name) * (1 + share * by) for (name, share), by in zip(_BUILD.items(), spread, strict=False)
+    }
     shifts = spread[len(_BUILD) :]
-    measures |= {name: getattr(face, name) + width * by for (name, width), by in zip(_PLACE.items(), shifts, strict=True)}
+    measures |= {
+        name: getattr(face, name) + width * by for (name, width), by in zip(_PLACE.items(), shifts, strict=True)
+    }
     return replace(face, **{name: float(value) for name, value in measures.items()})
 
 
@@ -243,7 +287,9 @@ def _aged(face: Face) -> Face:
 
 
 def _with_findings(face: Face) -> Face:
-    measures = {name: getattr(face, name) for name in Face.__dataclass_fields__ if isinstance(getattr(face, name), float)}
+    measures = {
+        name: getattr(face, name) for name in Face.__dataclass_fields__ if isinstance(getattr(face, name), float)
+    }
     for finding in sorted(face.findings):
         for name, factor in _TIMES.get(finding, {}).items():
             measures[name] *= factor

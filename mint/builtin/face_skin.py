@@ -26,9 +26,22 @@ def draw_skin(canvas: Canvas, face: Face, rng: np.random.Generator) -> None:
 def _draw_stain(canvas: Canvas, face: Face) -> None:
     """A wine-red patch on the middle of the forehead that runs down to the nose."""
     y = face.brow_y
-    patch = [(-0.010, y - 0.13), (0.05, y - 0.14), (0.085, y - 0.075), (0.050, y - 0.01), (0.030, y + 0.05), (0.012, y + 0.11), (-0.010, y + 0.06), (-0.045, y - 0.01), (-0.062, y - 0.08)]
+    patch = [
+        (-0.010, y - 0.13),
+        (0.05, y - 0.14),
+        (0.085, y - 0.075),
+        (0.050, y - 0.01),
+        (0.030, y + 0.05),
+        (0.012, y + 0.11),
+        (-0.010, y + 0.06),
+        (-0.045, y - 0.01),
+        (-0.062, y - 0.08),
+    ]
     canvas.blob([(MIDDLE + x, py) for x, py in patch], mix(face.skin, (176, 30, 62), 0.62))
-    canvas.blob([(MIDDLE + 0.012 + x * 0.5, y - 0.07 + (py - y + 0.07) * 0.5) for x, py in patch], mix(face.skin, (160, 20, 56), 0.74))
+    canvas.blob(
+        [(MIDDLE + 0.012 + x * 0.5, y - 0.07 + (py - y + 0.07) * 0.5) for x, py in patch],
+        mix(face.skin, (160, 20, 56), 0.74),
+    )
 
 
 def _draw_wrinkles(canvas: Canvas, face: Face) -> None:
@@ -36,17 +49,65 @@ def _draw_wrinkles(canvas: Canvas, face: Face) -> None:
     top = max(face.top + face.hairline + 0.035, face.brow_y - 0.12)
     for k, y in enumerate(np.linspace(top, face.brow_y - 0.030, 4)):
         half = 0.12 + 0.012 * k
-        canvas.stroke([(MIDDLE - half, y + 0.010), (MIDDLE - half / 2, y), (MIDDLE, y + 0.006), (MIDDLE + half / 2, y), (MIDDLE + half, y + 0.010)], 0.0075, dark, (0, 0))
+        canvas.stroke(
+            [
+                (MIDDLE - half, y + 0.010),
+                (MIDDLE - half / 2, y),
+                (MIDDLE, y + 0.006),
+                (MIDDLE + half / 2, y),
+                (MIDDLE + half, y + 0.010),
+            ],
+            0.0075,
+            dark,
+            (0, 0),
+        )
     for side in (-1, 1):
-        fold = [(face.nose_width + 0.006, face.nose_y - 0.022), (face.nose_width + 0.036, face.nose_y + 0.035), (face.mouth_width + 0.026, face.mouth_y + 0.035)]
+        fold = [
+            (face.nose_width + 0.006, face.nose_y - 0.022),
+            (face.nose_width + 0.036, face.nose_y + 0.035),
+            (face.mouth_width + 0.026, face.mouth_y + 0.035),
+        ]
         canvas.stroke([(MIDDLE + side * x, y) for x, y in fold], 0.011, dark, (0.1, 0.1))
-        canvas.stroke([(MIDDLE + side * x, y) for x, y in ((face.mouth_width + 0.012, face.mouth_y + 0.02), (face.mouth_width + 0.002, face.mouth_y + 0.075))], 0.008, dark, (0.2, 0.1))
+        canvas.stroke(
+            [
+                (MIDDLE + side * x, y)
+                for x, y in (
+                    (face.mouth_width + 0.012, face.mouth_y + 0.02),
+                    (face.mouth_width + 0.002, face.mouth_y + 0.075),
+                )
+            ],
+            0.008,
+            dark,
+            (0.2, 0.1),
+        )
         for lean in (-0.5, 0.1, 0.7):
             x, y = face.eye_dx + face.eye_width + 0.014, face.eye_y + 0.014 * lean
-            canvas.stroke([(MIDDLE + side * x, y), (MIDDLE + side * (x + 0.020), y + 0.010 * lean), (MIDDLE + side * (x + 0.034), y + 0.026 * lean)], 0.006, dark, (0.4, 0.0))
+            canvas.stroke(
+                [
+                    (MIDDLE + side * x, y),
+                    (MIDDLE + side * (x + 0.020), y + 0.010 * lean),
+                    (MIDDLE + side * (x + 0.034), y + 0.026 * lean),
+                ],
+                0.006,
+                dark,
+                (0.4, 0.0),
+            )
         for drop in (0.050, 0.072):
-            canvas.stroke([(MIDDLE + side * (face.eye_dx + x), face.eye_y + drop + y) for x, y in ((-0.05, -0.006), (0.0, 0.008), (0.052, -0.008))], 0.006, dark, (0, 0))
-        canvas.stroke([(MIDDLE + side * 0.013, face.brow_y - 0.02), (MIDDLE + side * 0.010, face.brow_y + 0.012)], 0.006, dark, (0.1, 0.1))
+            canvas.stroke(
+                [
+                    (MIDDLE + side * (face.eye_dx + x), face.eye_y + drop + y)
+                    for x, y in ((-0.05, -0.006), (0.0, 0.008), (0.052, -0.008))
+                ],
+                0.006,
+                dark,
+                (0, 0),
+            )
+        canvas.stroke(
+            [(MIDDLE + side * 0.013, face.brow_y - 0.02), (MIDDLE + side * 0.010, face.brow_y + 0.012)],
+            0.006,
+            dark,
+            (0.1, 0.1),
+        )
 
 
 def _scatter(face: Face, rng: np.random.Generator, n: int, top: float, low: float) -> list[tuple[float, float, float]]:
@@ -86,5 +147,8 @@ def _draw_vessels(canvas: Canvas, face: Face, rng: np.random.Generator) -> None:
         for a, b, c in rng.random((9, 3)):
             x, y = cx + 0.10 * (a - 0.5), cy + 0.066 * (b - 0.5)
             turn = 6.28 * c
-            path = [(x + t * np.cos(turn) + 0.006 * np.sin(400 * t), y + t * np.sin(turn)) for t in (0.0, 0.010, 0.020, 0.030)]
+            path = [
+                (x + t * np.cos(turn) + 0.006 * np.sin(400 * t), y + t * np.sin(turn))
+                for t in (0.0, 0.010, 0.020, 0.030)
+            ]
             canvas.line(path, 0.0042, mix(face.skin, (168, 14, 34), 0.85))

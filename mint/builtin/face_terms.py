@@ -24,7 +24,9 @@ def photo_findings() -> dict[str, PhotoFinding]:
     table = rows("face_terms.tsv", ("term_id", "label", "finding", "against"))
     ids = {row["finding"]: row["term_id"] for row in table}
     return {
-        row["term_id"]: PhotoFinding(row["label"], row["finding"], frozenset(ids[name] for name in row["against"].split(",") if name))
+        row["term_id"]: PhotoFinding(
+            row["label"], row["finding"], frozenset(ids[name] for name in row["against"].split(",") if name)
+        )
         for row in table
     }
 

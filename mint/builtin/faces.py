@@ -94,14 +94,20 @@ def _sheet(path: Path, size: int) -> None:
     cells = []
     for number, (term, finding) in enumerate(photo_findings().items()):
         people = [("female", 7.0, 2 * number), ("male", 24.0, 2 * number + 1)]
-        row = [draw_face(found, sex=sex, age=age, seed=seed, size=size) for sex, age, seed in people for found in ((), (term,))]
+        row = [
+            draw_face(found, sex=sex, age=age, seed=seed, size=size)
+            for sex, age, seed in people
+            for found in ((), (term,))
+        ]
         cells.append((f"{finding.label} ({term})", row))
     with replacing(path) as file:
         contact_sheet(cells, across=3).save(file, format="PNG")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m mint.builtin.faces", description="Draw every finding that a face can show.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mint.builtin.faces", description="Draw every finding that a face can show."
+    )
     parser.add_argument("--sheet", type=Path, required=True, help="where the PNG goes, for instance faces.png")
     parser.add_argument("--size", type=int, default=SIZE, help="pixels of one face")
     options = parser.parse_args()

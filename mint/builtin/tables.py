@@ -1,4 +1,4 @@
-"""Reading the tables of facts: tab-separated, comment lines first, then a header, then rows without empty cells missing."""
+"""Reading the tables of facts: tab-separated text with a header; lines that begin with # are comments."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     header = False
     for number, line in enumerate(_lines(path), 1):
         cells = line.split("\t")
-        if line.startswith("#") and not header:
+        if line.startswith("#"):
             continue
         if not header:
             if tuple(cells) != columns:
-                raise RecordError(f"{path}:{number}: columns {', '.join(cells)}; wanted {', '.join(columns)}, separated by tabs")
+                raise RecordError(
+                    f"{path}:{number}: columns {', '.join(cells)}; wanted {', '.join(columns)}, separated by tabs"
+                )
             header = True
             continue
         if len(cells) != len(columns):

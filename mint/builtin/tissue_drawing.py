@@ -27,7 +27,9 @@ def draw_stain(rng: np.random.Generator) -> Stain:
     a, b, c, d, e, f, g = rng.random(7)
     blue = mix((66, 46, 128), (112, 58, 142), a)
     pink = mix(mix((232, 150, 192), (226, 132, 160), b), (238, 186, 206), 0.6 * c)
-    return Stain(blue, pink, mix((244, 240, 243), (236, 228, 238), d), 0.93 + 0.12 * e, 0.10 * (2 * f - 1), 0.012 + 0.014 * g)
+    return Stain(
+        blue, pink, mix((244, 240, 243), (236, 228, 238), d), 0.93 + 0.12 * e, 0.10 * (2 * f - 1), 0.012 + 0.014 * g
+    )
 
 
 def paint_tile(canvas: Canvas, facts: Tissue, stain: Stain, rng: np.random.Generator) -> None:
@@ -38,7 +40,9 @@ def paint_tile(canvas: Canvas, facts: Tissue, stain: Stain, rng: np.random.Gener
     points, step = place_cells(facts, spaces, rng)
     _draw_cells(canvas, facts, stain, body, points, step, rng)
     for space in spaces:
-        {"gland": _draw_gland, "fat": _draw_fat, "keratin": _draw_keratin}[space.kind](canvas, facts, stain, body, space, rng)
+        {"gland": _draw_gland, "fat": _draw_fat, "keratin": _draw_keratin}[space.kind](
+            canvas, facts, stain, body, space, rng
+        )
     _draw_lymphocytes(canvas, facts, stain, spaces, rng)
     _draw_pigment(canvas, facts, rng)
 
@@ -63,7 +67,9 @@ def _draw_spindle(canvas: Canvas, facts: Tissue, stain: Stain, at: Floats, angle
     canvas.disc(at[0], at[1], half * 1.55, half * 0.42, shade(stain.blue, 0.92), angle)
 
 
-def _draw_cells(canvas: Canvas, facts: Tissue, stain: Stain, body: Colour, points: Floats, step: float, rng: np.random.Generator) -> None:
+def _draw_cells(
+    canvas: Canvas, facts: Tissue, stain: Stain, body: Colour, points: Floats, step: float, rng: np.random.Generator
+) -> None:
     """Cell bodies with their borders, the vessels between them, then the nuclei."""
     if facts.fibres < 0.9:
         rim = mix(body, shade(stain.pink, 0.62), 0.65 * facts.borders)
@@ -87,12 +93,20 @@ def _draw_vessels(canvas: Canvas, facts: Tissue, stain: Stain, step: float, rng:
     for a, b, c in rng.random((int(11 * facts.vessels), 3)):
         angle = np.pi * (0.25 + 0.5 * a)
         along = np.linspace(0, 0.45, 5)
-        path = np.stack([b * 1.1 - 0.2 + along * np.cos(angle), c * 1.1 - 0.2 + along * np.sin(angle) + 0.02 * np.sin(20 * along + 6 * a)], axis=1)
+        path = np.stack(
+            [
+                b * 1.1 - 0.2 + along * np.cos(angle),
+                c * 1.1 - 0.2 + along * np.sin(angle) + 0.02 * np.sin(20 * along + 6 * a),
+            ],
+            axis=1,
+        )
         canvas.stroke(path, 0.30 * step, mix(stain.glass, stain.pink, 0.12), (0.2, 0.2))
         canvas.disc(path[2, 0], path[2, 1], 0.020, 0.017, mix((214, 70, 84), stain.pink, 0.25))
 
 
-def draw_nuclei(canvas: Canvas, facts: Tissue, stain: Stain, points: Floats, angles: Floats, rng: np.random.Generator) -> None:
+def draw_nuclei(
+    canvas: Canvas, facts: Tissue, stain: Stain, points: Floats, angles: Floats, rng: np.random.Generator
+) -> None:
     """One nucleus at each point: membrane, inside, clumps of chromatin, perhaps a nucleolus."""
     coarse, n = facts.chromatin, len(points)
     draws, turn = rng.random((n, 8)), np.linspace(0, 2 * np.pi, 16, endpoint=False)
@@ -112,12 +126,24 @@ def draw_nuclei(canvas: Canvas, facts: Tissue, stain: Stain, points: Floats, ang
             r, t = short * 0.62 * d[2 + k % 3], 6.3 * d[3 + k]
             canvas.disc(x + r * np.cos(t), y + r * np.sin(t), short * 0.24, short * 0.20, shade(stain.blue, 0.84))
         if d[7] < facts.nucleolus:
-            canvas.disc(x + short * 0.25 * (d[4] - 0.5), y + short * 0.25 * (d[5] - 0.5), half * 0.30, half * 0.30, shade(mix(stain.blue, (150, 20, 90), 0.35), 0.62))
+            canvas.disc(
+                x + short * 0.25 * (d[4] - 0.5),
+                y + short * 0.25 * (d[5] - 0.5),
+                half * 0.30,
+                half * 0.30,
+                shade(mix(stain.blue, (150, 20, 90), 0.35), 0.62),
+            )
 
 
-def _draw_gland(canvas: Canvas, facts: Tissue, stain: Stain, body: Colour, space: Space, rng: np.random.Generator) -> None:
+def _draw_gland(
+    canvas: Canvas, facts: Tissue, stain: Stain, body: Colour, space: Space, rng: np.random.Generator
+) -> None:
     """A ring of cells around a space that is empty, or holds mucin or colloid."""
-    filling = {"air": stain.glass, "mucin": mix(stain.glass, (176, 188, 216), 0.6), "colloid": mix(stain.pink, (232, 110, 152), 0.5)}[facts.filling]
+    filling = {
+        "air": stain.glass,
+        "mucin": mix(stain.glass, (176, 188, 216), 0.6),
+        "colloid": mix(stain.pink, (232, 110, 152), 0.5),
+    }[facts.filling]
     canvas.area(space.outline(space.wall * 1.05), mix(body, shade(stain.pink, 0.6), 0.35))
     canvas.area(space.outline(space.wall * 0.98), mix(body, stain.glass, 0.6 * facts.clear))
     canvas.area(space.outline(), filling)
@@ -129,7 +155,9 @@ def _draw_gland(canvas: Canvas, facts: Tissue, stain: Stain, body: Colour, space
     draw_nuclei(canvas, facts, stain, points, angles, rng)
 
 
-def _draw_fat(canvas: Canvas, facts: Tissue, stain: Stain, _body: Colour, space: Space, rng: np.random.Generator) -> None:
+def _draw_fat(
+    canvas: Canvas, facts: Tissue, stain: Stain, _body: Colour, space: Space, rng: np.random.Generator
+) -> None:
     canvas.area(space.outline(0.007), mix(stain.pink, stain.blue, 0.18))
     canvas.area(space.outline(), mix(stain.glass, (255, 255, 255), 0.5))
     turn = 6.3 * rng.random()
@@ -137,14 +165,18 @@ def _draw_fat(canvas: Canvas, facts: Tissue, stain: Stain, _body: Colour, space:
     _draw_spindle(canvas, facts, stain, at, turn + np.pi / 2)
 
 
-def _draw_keratin(canvas: Canvas, facts: Tissue, stain: Stain, _body: Colour, space: Space, _rng: np.random.Generator) -> None:
+def _draw_keratin(
+    canvas: Canvas, facts: Tissue, stain: Stain, _body: Colour, space: Space, _rng: np.random.Generator
+) -> None:
     """A pearl: layers of strongly pink keratin around each other."""
     strong = mix(stain.pink, (226, 74, 122), 0.35 + 0.35 * facts.keratin)
     for k in range(5):
         canvas.area(space.outline(-space.radius * 0.19 * k), mix(strong, stain.glass, 0.42 if k % 2 else 0.0))
 
 
-def _draw_lymphocytes(canvas: Canvas, facts: Tissue, stain: Stain, spaces: list[Space], rng: np.random.Generator) -> None:
+def _draw_lymphocytes(
+    canvas: Canvas, facts: Tissue, stain: Stain, spaces: list[Space], rng: np.random.Generator
+) -> None:
     """Small round dark cells, scattered around one place."""
     n, (cx, cy) = int(85 * facts.lymphocytes), rng.random(2)
     points = np.array([cx, cy]) + (rng.random((n, 2)) + rng.random((n, 2)) - 1) * 0.42

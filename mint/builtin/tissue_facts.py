@@ -45,7 +45,21 @@ COLUMNS = tuple(field.name for field in fields(Tissue))
 _WORDS = ("tissue", "filling")
 # How much one tile differs from its tissue: shares of the value, then plain shifts of what runs from 0 to 1.
 _FACTORS = {"size": 0.10, "spread": 0.25, "length": 0.08, "lumen": 0.22}
-_SHIFTS = ("density", "chromatin", "nucleolus", "columnar", "fibres", "waves", "clear", "borders", "lymphocytes", "pigment", "keratin", "vessels", "pink")
+_SHIFTS = (
+    "density",
+    "chromatin",
+    "nucleolus",
+    "columnar",
+    "fibres",
+    "waves",
+    "clear",
+    "borders",
+    "lymphocytes",
+    "pigment",
+    "keratin",
+    "vessels",
+    "pink",
+)
 _SHIFT = 0.13
 
 
@@ -59,9 +73,13 @@ def _tissue(row: dict[str, str]) -> Tissue:
     try:
         numbers = {name: float(row[name]) for name in COLUMNS if name not in _WORDS}
     except ValueError as error:
-        raise RecordError(f"{HERE / 'tissues.tsv'}:{row['']}: {error}; every column but tissue and filling is a number") from error
+        raise RecordError(
+            f"{HERE / 'tissues.tsv'}:{row['']}: {error}; every column but tissue and filling is a number"
+        ) from error
     if row["filling"] not in FILLINGS:
-        raise RecordError(f"{HERE / 'tissues.tsv'}:{row['']}: filling {row['filling']!r}; wanted one of {', '.join(FILLINGS)}")
+        raise RecordError(
+            f"{HERE / 'tissues.tsv'}:{row['']}: filling {row['filling']!r}; wanted one of {', '.join(FILLINGS)}"
+        )
     return Tissue(tissue=row["tissue"], filling=row["filling"], **numbers)
 
 

@@ -87,6 +87,10 @@ def place_fibres(facts: Tissue, rng: np.random.Generator) -> list[Floats]:
     along = np.linspace(-0.75, 0.75, 14)
     lines = []
     for across, lean, sway in (rng.random((int(95 * facts.fibres), 3)) - 0.5) * (1.5, 0.25, 1.0):
-        wave = across + 0.035 * facts.waves * np.sin((9 + 4 * facts.waves) * along + phase + 1.2 * sway) + lean * along * facts.waves
+        wave = (
+            across
+            + 0.035 * facts.waves * np.sin((9 + 4 * facts.waves) * along + phase + 1.2 * sway)
+            + lean * along * facts.waves
+        )
         lines.append(np.stack([0.5 + along * c - wave * s, 0.5 + along * s + wave * c], axis=1))
     return lines

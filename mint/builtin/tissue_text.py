@@ -12,7 +12,9 @@ _OPENINGS = ("H&E tile with ", "The tile shows ", "Stained section: ", "")
 def describe(facts: Tissue, rng: np.random.Generator) -> str:
     """One or two sentences; about one remark in seven is left out, and the wording varies."""
     remarks = [*_nuclei(facts, rng), *_architecture(facts, rng), *_between(facts, rng)]
-    kept = [remark for remark, chance in zip(remarks, rng.random(len(remarks)), strict=True) if chance > 0.15] or remarks[:1]
+    kept = [
+        remark for remark, chance in zip(remarks, rng.random(len(remarks)), strict=True) if chance > 0.15
+    ] or remarks[:1]
     half = min(len(kept), 3)
     first, rest = ", ".join(kept[:half]), ", ".join(kept[half:])
     text = _OPENINGS[int(rng.random() * len(_OPENINGS))] + first
@@ -32,8 +34,16 @@ def _nuclei(facts: Tissue, rng: np.random.Generator) -> list[str]:
     size = _grade(facts.size, (7.1, "small"), (8.6, "medium-sized"), (99, "large"))
     shape = _grade(facts.length, (1.12, "round"), (1.3, "slightly oval"), (2.1, "elongated"), (99, "spindle-shaped"))
     crowd = _grade(facts.density, (0.35, "widely spaced"), (0.7, "evenly spread"), (99, "crowded"))
-    chromatin = _grade(facts.chromatin, (0.42, "pale fine chromatin"), (0.64, "moderately dark chromatin"), (99, "dark coarse chromatin"))
-    remarks = [f"{crowd} {size} {shape} nuclei", _pick(rng, chromatin, chromatin.replace("chromatin", "nuclear staining"))]
+    chromatin = _grade(
+        facts.chromatin,
+        (0.42, "pale fine chromatin"),
+        (0.64, "moderately dark chromatin"),
+        (99, "dark coarse chromatin"),
+    )
+    remarks = [
+        f"{crowd} {size} {shape} nuclei",
+        _pick(rng, chromatin, chromatin.replace("chromatin", "nuclear staining")),
+    ]
     if facts.nucleolus > 0.6:
         remarks.append(_pick(rng, "prominent nucleoli", "a distinct nucleolus in most nuclei"))
     if facts.spread > 0.24:
@@ -45,9 +55,13 @@ def _architecture(facts: Tissue, rng: np.random.Generator) -> list[str]:
     if not facts.glands:
         return [_pick(rng, "no glands", "solid growth without glands")]
     number = _grade(facts.glands, (2, "a single gland"), (4, "several glands"), (99, "many glands"))
-    width = _grade(facts.lumen, (0.04, "barely open lumens"), (0.09, "small lumens"), (0.125, "open lumens"), (99, "wide spaces"))
+    width = _grade(
+        facts.lumen, (0.04, "barely open lumens"), (0.09, "small lumens"), (0.125, "open lumens"), (99, "wide spaces")
+    )
     holds = {"air": "", "mucin": " that hold mucin", "colloid": " filled with pink colloid"}[facts.filling]
-    lining = _grade(facts.columnar, (0.12, "flat lining cells"), (0.45, "cuboidal lining cells"), (99, "tall columnar lining cells"))
+    lining = _grade(
+        facts.columnar, (0.12, "flat lining cells"), (0.45, "cuboidal lining cells"), (99, "tall columnar lining cells")
+    )
     return [f"{number} with {width}{holds}", lining]
 
 
@@ -60,7 +74,9 @@ def _between(facts: Tissue, rng: np.random.Generator) -> list[str]:
         remarks.append(_pick(rng, "fat cells", "adipose tissue"))
     if facts.clear > 0.45:
         remarks.append(_pick(rng, "clear cytoplasm", "pale vacuolated cell bodies"))
-    remarks.append(_grade(facts.pink, (0.38, "bluish cytoplasm"), (0.75, "pale pink cytoplasm"), (99, "deeply pink cytoplasm")))
+    remarks.append(
+        _grade(facts.pink, (0.38, "bluish cytoplasm"), (0.75, "pale pink cytoplasm"), (99, "deeply pink cytoplasm"))
+    )
     if facts.borders > 0.6:
         remarks.append(_pick(rng, "sharp cell borders", "polygonal cells"))
     for value, limit, words in (
