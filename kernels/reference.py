@@ -232,6 +232,20 @@ def token_logprob(
     return out
 
 
+@torch.no_grad()
+def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
+    """logsumexp of hidden headᵀ over the vocabulary: (N, D), (V, D) -> (N,) float32."""
+    totals = []
+    for rows in tiles(hidden.shape[0], ROWS):
+        part = hidden[rows]
+        total = part.new_full((part.shape[0],), float("-inf"), dtype=_exact(part))
+        for columns in tiles(head.shape[0], tile_columns(part.shape[0], head.shape[0], tile)):
+            logits = (part @ head[columns].T).to(total.dtype)
+            total = torch.logaddexp(total, torch.logsumexp(logits, dim=1))
+        totals.append(total)
+    return torch.cat(totals) if totals else hidden.new_zeros(0, dtype=_exact(hidden))
+
+
 class LogOddsRatio(torch.autograd.Function):
     """log odds(chosen) - log odds(rejected), with the analytic gradient ±1 / (1 - p), which no branch can turn into NaN."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import CheckpointError, ConfigError
 from .files import read_json
-from .tokens import Tokenizer, open_tokenizer
+from .tokens import open_tokenizer
 from .types import Message
 
 _ROLES = ("system", "user", "assistant")
@@ -32,7 +32,7 @@ def today() -> str:
 class ChatTokenizer:
     """A Llama 3 tokenizer with its chat template: 3.1 and 3.2 text, or 3.2 Vision when `vision`."""
 
-    tokenizer: Tokenizer
+    tokenizer: Any  # tokenizers.Tokenizer
     stop_ids: tuple[int, ...]
     end_of_text: str
     vision: bool = False
@@ -182,7 +182,7 @@ def _template_date(folder: Path, settings: dict[str, Any]) -> str:
     return _FIXED_DATE if _FIXED_DATE in text and "strftime_now" not in text else today()
 
 
-def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
     """Every id that ends a generation: those of generation_config.json, else those of config.json, and the end of a turn."""
     settings = _optional(folder / "generation_config.json")
     text = config.get("text_config")

@@ -20,10 +20,10 @@ from .adapters import write_adapter
 from .batches import CHOSEN, PATHS, REJECTED, Batch, TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
 from .config import AlignSettings
 from .decoders import Decoder, lora
+from .devices import peak_memory
 from .errors import WorkError
 from .losses import OBJECTIVES
 from .objectives import METRICS, batch_loss, likelihood_tokens
-from .parallel import peak_memory
 from .progress import Progress, progress
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..adapters import read_adapter
 from ..chat import ChatTokenizer, chat_tokenizer
-from ..config import pick_device, pick_dtype
+from ..devices import pick_device, pick_dtype
 from ..errors import CheckpointError, ConfigError
 from ..generation import Sampling, generate
 from ..kernels import token_logprob, tree_attention, tree_layout

@@ -144,8 +144,11 @@ def attach(
     return names
 
 
-def load(network: nn.Module, adapter: Adapter) -> None:
-    """Freeze the network and put a stored adapter on it; a layer it lacks or of another shape is refused by name."""
+def load(network: nn.Module, adapter: Adapter, *, trainable: bool = False) -> None:
+    """Freeze the network and put a stored adapter on it, which is frozen too unless `trainable`.
+
+    A layer that the network lacks, or one of another shape, is refused by name.
+    """
     network.requires_grad_(False)
     adapter.check_base(network)
     modules = dict(network.named_modules())
@@ -166,6 +169,8 @@ def load(network: nn.Module, adapter: Adapter) -> None:
         with torch.no_grad():
             layer.lora_A.copy_(a)
             layer.lora_B.copy_(b)
+        layer.lora_A.requires_grad_(trainable)
+        layer.lora_B.requires_grad_(trainable)
 
 
 def _replace(network: nn.Module, name: str, rank: int, scale: float, dropout: float) -> LoRALinear:
@@ -177,6 +182,12 @@ def _replace(network: nn.Module, name: str, rank: int, scale: float, dropout: fl
     layer = LoRALinear(base, rank, scale, dropout).train(network.training)
     setattr(holder, last, layer)
     return layer
+
+
+def short_names(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """Adapted layers as an adapter's config names them: by their last part, where that names no other layer."""
+    ends = sorted({name.rpartition(".")[2] for name in names})
+    return ends if set(targets_of(network, ends)) == set(names) else sorted(names)
 
 
 def adapted(network: nn.Module) -> dict[str, LoRALinear]:
