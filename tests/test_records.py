@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mint.errors import ConfigError, RecordError
-from mint.notes import compose_note
 from mint.records import SHARES, read_records, split_of, split_records
+from mint.records.notes import compose_note
 from mint.types import Record
 
 FULL = {

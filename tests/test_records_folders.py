@@ -8,8 +8,8 @@ import pytest
 
 from mint.arrays import map_array
 from mint.errors import RecordError
-from mint.pannuke import TISSUES, tissue
 from mint.records import read_records
+from mint.records.pannuke import TISSUES, tissue
 from mint.types import Record
 
 PNG = b"\x89PNG\r\n\x1a\n"

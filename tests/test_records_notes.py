@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mint.errors import RecordError
-from mint.hpo import read_hpo
-from mint.notes import age_in_words, compose_note, demographics
+from mint.records.hpo import read_hpo
+from mint.records.notes import age_in_words, compose_note, demographics
 from mint.types import Record
 
 CASE = Record(

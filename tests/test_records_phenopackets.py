@@ -94,7 +94,7 @@ def test_a_zip_of_phenopackets_is_read_and_hostile_members_are_named(tmp_path):
 
 
 def test_a_zip_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("mint.archives.TOTAL_LIMIT", 3 << 20)
+    monkeypatch.setattr("mint.records.archives.TOTAL_LIMIT", 3 << 20)
     path = tmp_path / "store.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(8):

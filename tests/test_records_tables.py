@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mint.errors import RecordError
-from mint.notes import compose_note
 from mint.records import read_records
+from mint.records.notes import compose_note
 from mint.types import Record
 
 
@@ -79,10 +79,10 @@ def test_lists_in_a_table_are_separated_by_semicolons(tmp_path):
 
 
 def test_a_row_that_goes_on_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("mint.tables.LINE_LIMIT", 1000)
+    monkeypatch.setattr("mint.records.tables.LINE_LIMIT", 1000)
     path = table(tmp_path / "c.csv", "id,note\n" + 'a,"\n' * 2000)
     skipped: list[str] = []
-    monkeypatch.setattr("mint.tables._REREAD_LIMIT", 5000)
+    monkeypatch.setattr("mint.records.tables._REREAD_LIMIT", 5000)
     with pytest.raises(RecordError, match="too many broken rows before it"):
         list(read_records(table(path, "id,note\n" + '",a","b\n' * 2000), skipped=skipped))
     assert 0 < len(skipped) < 20

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from .errors import RecordError
+from ..errors import RecordError
+from ..types import Record
 from .rows import SPLITS, Row
-from .types import Record
 
 PICTURES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"))
 TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson"))

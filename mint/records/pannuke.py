@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import map_array
-from .errors import RecordError
+from ..arrays import map_array
+from ..errors import RecordError
+from ..types import Record
 from .rows import Row
-from .types import Record
 
 TISSUES = (
     *("Adrenal_gland", "Bile-duct", "Bladder", "Breast", "Cervix", "Colon", "Esophagus", "HeadNeck", "Kidney", "Liver"),

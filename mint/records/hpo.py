@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .errors import RecordError
-from .files import read_json
+from ..errors import RecordError
+from ..files import read_json
 from .sources import head, lines, opened
 
 FILE_NAMES = ("hpo_terms.tsv", "hp.obo", "hp.json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from .types import Record
+from ..types import Record
 
 
 def compose_note(record: Record, *, excluded: bool = False, published: bool = False) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import RecordError
+from ..errors import RecordError
+from ..types import Record
 from .hpo import hpo_beside
 from .notes import age_in_words, demographics
 from .rows import Reading, image_path, images_folder, record_of, sex_of
-from .types import Record
 
 _FOLDERS = 64
 Convert = Callable[[dict[str, str], str], Record]

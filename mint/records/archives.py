@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from .errors import RecordError
-from .files import inside
+from ..errors import RecordError
+from ..files import inside
 from .sources import Located, parsed
 
 MEMBER_LIMIT = 16 << 20

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import RecordError
-from .files import inside
-from .types import Record
+from ..errors import RecordError
+from ..files import inside
+from ..types import Record
 
 COLUMNS = ("id", "note", "image", "label", "labels", "split", "sex", "age", "ethnicity", "terms", "excluded", "group")
 CONTENT = frozenset(COLUMNS) - {"id", "split", "group"}

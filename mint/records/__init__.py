@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError, RecordError
+from ..types import Record
 from .archives import zip_values
-from .errors import ConfigError, RecordError
 from .folders import contents, document_files, picture_records, suffix
 from .hpo import read_hpo
 from .notes import compose_note
@@ -26,7 +27,6 @@ from .phenopackets import case_record, is_case, is_phenopacket, phenopacket_reco
 from .rows import COLUMNS, SPLITS, Reading, Row, images_folder, record_of, renamed, shown
 from .sources import Located, head, json_values, opened
 from .tables import is_table, table_records
-from .types import Record
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import RecordError
+from ..errors import RecordError
+from ..types import Record
 from .gestalt import gestaltmml_rows, gmdb_rows
 from .rows import COLUMNS, CONTENT, Reading, Row, images_folder, record_of, renamed, shown
 from .sources import LINE_LIMIT, lines, opened
-from .types import Record
 
 _REREAD_LIMIT = 64 << 20
 Convert = Callable[[dict[str, str], str], Record]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import RecordError
+from ..errors import RecordError
 
 LINE_LIMIT = 16 << 20
 DOCUMENT_LIMIT = 32 << 20

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .errors import RecordError
+from ..errors import RecordError
+from ..types import Record
 from .rows import Reading, plain, sex_of, shown
-from .types import Record
 
 _MARKS = frozenset(("phenotypicFeatures", "subject", "metaData"))
 
