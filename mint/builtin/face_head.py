@@ -9,6 +9,7 @@ from .canvas import Canvas, Relief, closed, mix, shade
 from .face_shape import Face
 
 MIDDLE = 0.5
+Path = list[tuple[float, float]]
 
 
 def outline(face: Face) -> NDArray[np.float64]:
@@ -31,6 +32,11 @@ def outline(face: Face) -> NDArray[np.float64]:
 def sag(face: Face, x: float, y: float) -> float:
     """How far a point of the face hangs because one half is lower than the other; nothing above the forehead."""
     return face.skew * min(1.0, max(-1.0, x / 0.11)) * min(1.0, max(0.0, (y - 0.30) / 0.30)) * 0.5
+
+
+def place(face: Face, points: Path) -> Path:
+    """Points given from the middle line of the face, set on it."""
+    return [(MIDDLE + x, y + sag(face, x * 1.6, y)) for x, y in points]
 
 
 def draw_body(canvas: Canvas, face: Face) -> None:
@@ -105,25 +111,25 @@ def _draw_ear(canvas: Canvas, face: Face, side: int) -> None:
             [],
         )
 
-    def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    def on_ear(points: Path) -> Path:
         local = [(u * wide + 0.006, v * high) for u, v in points]
         turned = [(x * turn[0] - y * turn[1] * 0.75, x * turn[1] * 0.9 + y * turn[0]) for x, y in local]
         return [(MIDDLE + side * (edge - 0.004 + x), face.ear_y + y + sag(face, side * 0.2, 0.5)) for x, y in turned]
 
-    canvas.blob(place(shell), shade(face.skin, 0.93))
+    canvas.blob(on_ear(shell), shade(face.skin, 0.93))
     if hollow:
-        canvas.blob(place(hollow), mix(shade(face.skin, 0.66), (150, 70, 60), 0.15))
-    canvas.stroke(place(rim), 0.010, shade(face.skin, 0.72))
+        canvas.blob(on_ear(hollow), mix(shade(face.skin, 0.66), (150, 70, 60), 0.15))
+    canvas.stroke(on_ear(rim), 0.010, shade(face.skin, 0.72))
 
 
 def draw_ear_tags(canvas: Canvas, face: Face) -> None:
     """Knobs of skin in front of the ear, on one side."""
     if not face.has("ear_tags"):
         return
-    x, y = MIDDLE + face.cheekbone - 0.022, face.ear_y + 0.02 + sag(face, 0.2, 0.5)
-    for dx, dy, r in ((0.0, 0.0, 0.020), (-0.030, 0.040, 0.016)):
-        canvas.disc(x + dx + 0.005, y + dy + 0.007, r, r, shade(face.skin, 0.62))
-        canvas.disc(x + dx, y + dy, r, r, mix(face.skin, (226, 130, 120), 0.30))
+    x, y = MIDDLE + face.cheekbone - 0.026, face.ear_y + 0.02 + sag(face, 0.2, 0.5)
+    for dx, dy, r in ((0.0, 0.0, 0.024), (-0.034, 0.048, 0.019)):
+        canvas.disc(x + dx + 0.004, y + dy + 0.006, r * 1.08, r * 1.08, shade(face.skin, 0.46))
+        canvas.disc(x + dx, y + dy, r, r, mix(face.skin, (236, 140, 128), 0.50))
         canvas.disc(x + dx - 0.004, y + dy - 0.005, r * 0.45, r * 0.4, mix(face.skin, (255, 240, 232), 0.65))
 
 
@@ -156,10 +162,10 @@ def _light_forehead(relief: Relief, face: Face) -> None:
     if face.has("frontal_bossing"):
         y = max((face.top + face.brow_y) / 2, face.top + face.hairline + 0.055)
         for side in (-1, 1):
-            relief.spot(MIDDLE + side * 0.105, y, 0.062, 0.055, 0.26)
-            relief.spot(MIDDLE + side * 0.215, y + 0.02, 0.035, 0.08, -0.16)
-        relief.spot(MIDDLE, y, 0.026, 0.075, -0.13)
-        relief.spot(MIDDLE, face.brow_y - 0.016, 0.17, 0.019, -0.26)
+            relief.spot(MIDDLE + side * 0.105, y, 0.062, 0.055, 0.34)
+            relief.spot(MIDDLE + side * 0.215, y + 0.02, 0.035, 0.08, -0.20)
+        relief.spot(MIDDLE, y, 0.026, 0.075, -0.18)
+        relief.spot(MIDDLE, face.brow_y - 0.016, 0.17, 0.019, -0.32)
 
 
 def _light_cheeks(relief: Relief, face: Face) -> None:
