@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .canvas import Canvas, Relief, closed, mix, shade
+from .canvas import Canvas, Colour, Relief, closed, mix, shade
 from .face_shape import Face
 
 MIDDLE = 0.5
@@ -39,47 +41,35 @@ def place(face: Face, points: Path) -> Path:
     return [(MIDDLE + x, y + sag(face, x * 1.6, y)) for x, y in points]
 
 
+def mirrored(half: Path) -> Path:
+    """A symmetric line: one half, outside to middle, and its mirror image from the middle on."""
+    return [*half, *((-x, y) for x, y in reversed(half) if x)]
+
+
 def draw_body(canvas: Canvas, face: Face) -> None:
     """Shoulders and neck, behind the head."""
-    neck, top, low = face.neck, face.chin - 0.12, face.shoulder
-    skin, dark = face.skin, shade(face.skin, 0.80)
-    shoulders = [
-        (0.02, 1.1),
-        (0.06, low + 0.055),
-        (0.5 - neck * 1.25, low),
-        (0.5, low + 0.03),
-        (0.5 + neck * 1.25, low),
-        (0.94, low + 0.055),
-        (0.98, 1.1),
-    ]
+    neck, low = face.neck, face.shoulder
     if face.has("webbed_neck"):
-        wing = [
-            (0.5 - s * w, y) for s, w, y in ((1, 0.215, 0.64), (1, 0.245, 0.76), (1, 0.32, low), (1, 0.42, low + 0.07))
-        ]
-        canvas.area([*wing, *((1 - x, y) for x, y in reversed(wing))], skin)
-        for side in (-1, 1):
-            canvas.stroke(
-                [(0.5 + side * x, y) for x, y in ((0.185, 0.74), (0.20, 0.84), (0.26, low + 0.01))], 0.018, dark
-            )
-    canvas.area(
-        [
-            (0.5 - neck * 0.95, top),
-            (0.5 + neck * 0.95, top),
-            (0.5 + neck * 1.12, low + 0.06),
-            (0.5 - neck * 1.12, low + 0.06),
-        ],
-        skin,
-    )
-    canvas.blob(shoulders, face.cloth)
-    canvas.blob(
-        [(0.5 - neck * 1.12, low - 0.012), (0.5, low - 0.03), (0.5 + neck * 1.12, low - 0.012), (0.5, low + 0.052)],
-        skin,
-    )
-    canvas.stroke(
-        [(0.5 - neck * 1.15, low - 0.005), (0.5, low + 0.055), (0.5 + neck * 1.15, low - 0.005)],
-        0.014,
-        shade(face.cloth, 0.8),
-    )
+        _draw_webs(canvas, face)
+    _draw_across(canvas.area, [(neck * 1.12, low + 0.06), (neck * 0.95, face.chin - 0.12)], face.skin)
+    _draw_across(canvas.blob, [(0.48, 1.1), (0.44, low + 0.055), (neck * 1.25, low), (0.0, low + 0.03)], face.cloth)
+    throat = [(neck * 1.12, low - 0.012), (0.0, low - 0.03)]
+    _draw_across(canvas.blob, [(0.0, low + 0.052), *throat], face.skin)
+    collar = mirrored([(neck * 1.15, low - 0.005), (0.0, low + 0.055)])
+    canvas.stroke([(MIDDLE + x, y) for x, y in collar], 0.014, shade(face.cloth, 0.8))
+
+
+def _draw_across(draw: Callable[[Path, Colour], None], half: Path, colour: Colour) -> None:
+    draw([(MIDDLE + x, y) for x, y in mirrored(half)], colour)
+
+
+def _draw_webs(canvas: Canvas, face: Face) -> None:
+    """Skin that runs from behind the ears straight down to the shoulders."""
+    low = face.shoulder
+    _draw_across(canvas.area, [(0.42, low + 0.07), (0.32, low), (0.245, 0.76), (0.215, 0.64)], face.skin)
+    for side in (-1, 1):
+        crease = [(MIDDLE + side * x, y) for x, y in ((0.185, 0.74), (0.20, 0.84), (0.26, low + 0.01))]
+        canvas.stroke(crease, 0.018, shade(face.skin, 0.80))
 
 
 def draw_ears(canvas: Canvas, face: Face) -> None:
@@ -87,29 +77,24 @@ def draw_ears(canvas: Canvas, face: Face) -> None:
         _draw_ear(canvas, face, side)
 
 
+# One ear, from its root (u = 0) outwards and from top (v = -1) to lobe (v = 1): shell, rim, hollow.
+_EAR: tuple[Path, Path, Path] = (
+    [(-0.5, -0.75), (0.1, -1.0), (0.95, -0.78), (1.12, -0.25), (0.80, 0.25), (0.52, 0.75), (0.10, 1.0), (-0.4, 0.8)],
+    [(-0.1, -0.62), (0.35, -0.74), (0.78, -0.45), (0.72, -0.02), (0.45, 0.32)],
+    [(0.0, -0.35), (0.38, -0.40), (0.42, 0.05), (0.12, 0.42), (-0.1, 0.2)],
+)
+_SMALL_EAR: tuple[Path, Path, Path] = (
+    [(-0.5, -0.9), (0.5, -0.9), (0.9, 0.0), (0.6, 0.8), (-0.4, 0.9)],
+    [(0.1, -0.3), (0.4, 0.0), (0.2, 0.4)],
+    [],
+)
+
+
 def _draw_ear(canvas: Canvas, face: Face, side: int) -> None:
-    """One ear: the shell, the rim, the hollow."""
     high, wide = face.ear_height, face.ear_width
     edge = face.cheekbone if face.ear_y < face.eye_y + 0.09 else (face.cheekbone + face.cheek) / 2
     turn = np.cos(face.ear_tilt), np.sin(face.ear_tilt)
-    shell = [
-        (-0.5, -0.75),
-        (0.1, -1.0),
-        (0.95, -0.78),
-        (1.12, -0.25),
-        (0.80, 0.25),
-        (0.52, 0.75),
-        (0.10, 1.0),
-        (-0.4, 0.8),
-    ]
-    rim = [(-0.1, -0.62), (0.35, -0.74), (0.78, -0.45), (0.72, -0.02), (0.45, 0.32)]
-    hollow = [(0.0, -0.35), (0.38, -0.40), (0.42, 0.05), (0.12, 0.42), (-0.1, 0.2)]
-    if face.has("small_ears"):
-        shell, rim, hollow = (
-            [(-0.5, -0.9), (0.5, -0.9), (0.9, 0.0), (0.6, 0.8), (-0.4, 0.9)],
-            [(0.1, -0.3), (0.4, 0.0), (0.2, 0.4)],
-            [],
-        )
+    shell, rim, hollow = _SMALL_EAR if face.has("small_ears") else _EAR
 
     def on_ear(points: Path) -> Path:
         local = [(u * wide + 0.006, v * high) for u, v in points]

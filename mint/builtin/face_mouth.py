@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .canvas import Canvas, Relief, closed, mix, opened, shade
-from .face_head import MIDDLE, Path, place
+from .face_head import MIDDLE, Path, mirrored, place
 from .face_shape import Face
 
 
@@ -75,60 +75,22 @@ def _gap(face: Face) -> float:
 def _lips(face: Face, gap: float) -> tuple[np.ndarray, np.ndarray, Path, Path]:
     """Upper lip, lower lip, and the two lines where they meet, left to right."""
     w, y, up, low = face.mouth_width, face.mouth_y, face.upper_lip, face.lower_lip
-    c = face.corner - (0.010 if face.has("gapped_teeth") and not face.has("downturned_mouth") else 0.0)
-    peak, dip, shoulder = -1.12, -0.72, -0.80
-    if face.has("tented_lip"):
-        peak, dip, shoulder = -1.55, -1.62, -0.38
-    corner_l, corner_r = (-w, y + c), (w, y + c)
-    arch = -0.016 if face.has("tented_lip") else 0.0
-    meet_up = place(
-        face,
-        [
-            corner_l,
-            (-0.5 * w, y + 0.25 * c),
-            (-0.2 * w, y + 0.10 * up + arch * 0.8),
-            (0, y + 0.22 * up + arch),
-            (0.2 * w, y + 0.10 * up + arch * 0.8),
-            (0.5 * w, y + 0.25 * c),
-            corner_r,
-        ],
+    tented, grin = face.has("tented_lip"), face.has("gapped_teeth") and not face.has("downturned_mouth")
+    c = face.corner - 0.010 * grin
+    peak, dip, shoulder, arch = (-1.55, -1.62, -0.38, -0.016) if tented else (-1.12, -0.72, -0.80, 0.0)
+    corner = (w, y + c)
+    inner = [(0.5 * w, y + 0.25 * c), (0.2 * w, y + 0.10 * up + arch * 0.8), (0.0, y + 0.22 * up + arch)]
+    outer = [(0.55 * w, y + shoulder * up + 0.2 * c), (0.19 * w, y + peak * up), (0.0, y + dip * up)]
+    lower = [(0.55 * w, y + 0.25 * c + gap * 0.8), (0.0, y + 0.15 * up + gap)]
+    under = [(0.60 * w, y + gap + 0.72 * low + 0.4 * c), (0.22 * w, y + gap + 1.05 * low)]
+    meet_up, top, meet_low, edge = (place(face, mirrored([corner, *half])) for half in (inner, outer, lower, under))
+    meet_up, meet_low = meet_up[::-1], meet_low[::-1]
+    return (
+        np.concatenate([opened(meet_up), opened(top)]),
+        np.concatenate([opened(meet_low), opened(edge)]),
+        meet_up,
+        meet_low,
     )
-    meet_low = place(
-        face,
-        [
-            corner_l,
-            (-0.55 * w, y + 0.25 * c + gap * 0.8),
-            (0, y + 0.15 * up + gap),
-            (0.55 * w, y + 0.25 * c + gap * 0.8),
-            corner_r,
-        ],
-    )
-    top = place(
-        face,
-        [
-            corner_r,
-            (0.55 * w, y + shoulder * up + 0.2 * c),
-            (0.19 * w, y + peak * up),
-            (0, y + dip * up),
-            (-0.19 * w, y + peak * up),
-            (-0.55 * w, y + shoulder * up + 0.2 * c),
-            corner_l,
-        ],
-    )
-    under = place(
-        face,
-        [
-            corner_r,
-            (0.60 * w, y + gap + 0.72 * low + 0.4 * c),
-            (0.22 * w, y + gap + 1.05 * low),
-            (-0.22 * w, y + gap + 1.05 * low),
-            (-0.60 * w, y + gap + 0.72 * low + 0.4 * c),
-            corner_l,
-        ],
-    )
-    upper = np.concatenate([opened(meet_up), opened(top)])
-    lower = np.concatenate([opened(meet_low), opened(under)])
-    return upper, lower, meet_up, meet_low
 
 
 def _draw_inside(canvas: Canvas, face: Face, edge: Path, gap: float) -> None:
