@@ -1,4 +1,4 @@
-"""A drawing surface in unit coordinates: shapes are drawn a few times larger than asked for and reduced, so edges are smooth.
+"""A drawing surface in unit coordinates: shapes are drawn a few times larger and reduced, so that edges are smooth.
 
 (0, 0) is the upper left corner and (1, 1) the lower right. Colours are (red, green, blue) of 0..255, or with a fourth
 number for opacity. What is drawn later covers what was drawn before.
@@ -72,7 +72,9 @@ class Canvas:
     def layer(self) -> Array:
         """The drawing at its final size, (size, size, 4) in 0..1, colours already multiplied by opacity."""
         small = self.image.convert("RGBa").reduce(self.fine)
-        return np.frombuffer(small.tobytes(), np.uint8).reshape(self.size, self.size, 4).astype(np.float32) / 255
+        return np.frombuffer(small.tobytes(), np.uint8).reshape(self.size, self.size, 4).astype(
+            np.float32
+        ) / np.float32(255)
 
     def _flat(self, points: Points) -> list[float]:
         flat: list[float] = (np.asarray(points) * self.zoom + self.shift).ravel().tolist()

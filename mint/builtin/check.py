@@ -68,7 +68,8 @@ def _faults_of_terms(ontology: Ontology) -> Iterator[str]:
             if known is None:
                 yield f"{name}:{row['']}: {row['term_id']} is no term of the ontology"
             elif row["label"] not in known:
-                yield f"{name}:{row['']}: {row['term_id']} is called {row['label']!r}; wanted {' or '.join(sorted(known))}"
+                wanted = " or ".join(sorted(known))
+                yield f"{name}:{row['']}: {row['term_id']} is called {row['label']!r}; wanted {wanted}"
 
 
 def _faults_of_diseases(ontology: Ontology) -> Iterator[str]:
@@ -99,7 +100,7 @@ def _faults_of_frequencies(ontology: Ontology) -> Iterator[str]:
             yield f"findings.tsv:{row['']}: the source of {row['label']} is {row['source']}, wanted {source}"
         given = ontology.annotations.get(pair)
         if given is not None and abs(float(row["frequency"]) - min(0.95, max(0.05, given))) > TOLERANCE + 1e-9:
-            yield f"findings.tsv:{row['']}: {row['label']} has frequency {row['frequency']}, the annotation has {given:.2f}"
+            yield f"findings.tsv:{row['']}: {row['label']} has {row['frequency']}, the annotation has {given:.2f}"
 
 
 def main() -> int:

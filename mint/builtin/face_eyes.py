@@ -14,7 +14,7 @@ _LOWER = [(1.0, 0.0), (0.62, 0.62), (0.05, 0.88), (-0.6, 0.66), (-1.0, 0.22)]
 
 
 class Eye:
-    """Where the points of one eye lie: u runs from the inner corner (-1) to the outer (1), v from upper lid to lower."""
+    """The place of one eye: u runs from the inner corner (-1) to the outer (1), v from the upper lid to the lower."""
 
     def __init__(self, face: Face, side: int) -> None:
         self.face, self.side = face, side

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .canvas import Canvas, Colour, closed, mix, opened, shade
+from .canvas import Canvas, Colour, mix, opened, shade
 from .face_head import MIDDLE, outline
 from .face_shape import Face
 
@@ -190,8 +190,3 @@ def _draw_face_hair(canvas: Canvas, face: Face, colour: Colour, rng: np.random.G
         for a, b in rng.random((9, 2)):
             x, top = side * (0.012 + 0.058 * a), face.mouth_y - face.upper_lip - 0.024 + 0.012 * b
             canvas.hair([(MIDDLE + x, top), (MIDDLE + x + side * 0.006, top + 0.013)], 0.0028, tone)
-
-
-def outline_closed(face: Face) -> NDArray[np.float64]:
-    """The head with its cap of hair, for tests of what the picture covers."""
-    return closed(np.concatenate([_scalp(face, face.hair_thick), _hairline(face)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .canvas import Canvas, mix, shade
-from .face_head import MIDDLE
+from .face_head import MIDDLE, Path, mirrored, place
 from .face_shape import Face
 
 
@@ -45,69 +45,40 @@ def _draw_stain(canvas: Canvas, face: Face) -> None:
 
 
 def _draw_wrinkles(canvas: Canvas, face: Face) -> None:
+    """Furrows of the forehead, folds beside nose and mouth, lines around the eyes."""
     dark = shade(face.skin, 0.62)
     top = max(face.top + face.hairline + 0.035, face.brow_y - 0.12)
     for k, y in enumerate(np.linspace(top, face.brow_y - 0.030, 4)):
         half = 0.12 + 0.012 * k
-        canvas.stroke(
+        furrow = mirrored([(half, y + 0.010), (half / 2, y), (0.0, y + 0.006)])
+        canvas.stroke(place(face, furrow), 0.0075, dark, (0, 0))
+    for line, width in _side_lines(face):
+        for side in (-1, 1):
+            canvas.stroke([(MIDDLE + side * x, y) for x, y in line], width, dark, (0.1, 0.1))
+
+
+def _side_lines(face: Face) -> list[tuple[Path, float]]:
+    """The wrinkles of one half of the face, each with its width."""
+    nose, mouth, eye_y = face.nose_width, face.mouth_width, face.eye_y
+    x = face.eye_dx + face.eye_width + 0.014
+    lines: list[tuple[Path, float]] = [
+        (
             [
-                (MIDDLE - half, y + 0.010),
-                (MIDDLE - half / 2, y),
-                (MIDDLE, y + 0.006),
-                (MIDDLE + half / 2, y),
-                (MIDDLE + half, y + 0.010),
+                (nose + 0.006, face.nose_y - 0.022),
+                (nose + 0.036, face.nose_y + 0.035),
+                (mouth + 0.026, face.mouth_y + 0.035),
             ],
-            0.0075,
-            dark,
-            (0, 0),
-        )
-    for side in (-1, 1):
-        fold = [
-            (face.nose_width + 0.006, face.nose_y - 0.022),
-            (face.nose_width + 0.036, face.nose_y + 0.035),
-            (face.mouth_width + 0.026, face.mouth_y + 0.035),
-        ]
-        canvas.stroke([(MIDDLE + side * x, y) for x, y in fold], 0.011, dark, (0.1, 0.1))
-        canvas.stroke(
-            [
-                (MIDDLE + side * x, y)
-                for x, y in (
-                    (face.mouth_width + 0.012, face.mouth_y + 0.02),
-                    (face.mouth_width + 0.002, face.mouth_y + 0.075),
-                )
-            ],
-            0.008,
-            dark,
-            (0.2, 0.1),
-        )
-        for lean in (-0.5, 0.1, 0.7):
-            x, y = face.eye_dx + face.eye_width + 0.014, face.eye_y + 0.014 * lean
-            canvas.stroke(
-                [
-                    (MIDDLE + side * x, y),
-                    (MIDDLE + side * (x + 0.020), y + 0.010 * lean),
-                    (MIDDLE + side * (x + 0.034), y + 0.026 * lean),
-                ],
-                0.006,
-                dark,
-                (0.4, 0.0),
-            )
-        for drop in (0.050, 0.072):
-            canvas.stroke(
-                [
-                    (MIDDLE + side * (face.eye_dx + x), face.eye_y + drop + y)
-                    for x, y in ((-0.05, -0.006), (0.0, 0.008), (0.052, -0.008))
-                ],
-                0.006,
-                dark,
-                (0, 0),
-            )
-        canvas.stroke(
-            [(MIDDLE + side * 0.013, face.brow_y - 0.02), (MIDDLE + side * 0.010, face.brow_y + 0.012)],
-            0.006,
-            dark,
-            (0.1, 0.1),
-        )
+            0.011,
+        ),
+        ([(mouth + 0.012, face.mouth_y + 0.02), (mouth + 0.002, face.mouth_y + 0.075)], 0.008),
+        ([(0.013, face.brow_y - 0.02), (0.010, face.brow_y + 0.012)], 0.006),
+    ]
+    for lean in (-0.5, 0.1, 0.7):
+        lines.append(([(x + dx, eye_y + dy * lean) for dx, dy in ((0, 0.014), (0.020, 0.024), (0.034, 0.040))], 0.006))
+    for drop in (0.050, 0.072):
+        bag = ((-0.05, -0.006), (0.0, 0.008), (0.052, -0.008))
+        lines.append(([(face.eye_dx + dx, eye_y + drop + dy) for dx, dy in bag], 0.006))
+    return lines
 
 
 def _scatter(face: Face, rng: np.random.Generator, n: int, top: float, low: float) -> list[tuple[float, float, float]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,16 @@ from .canvas import Array, Canvas, Relief, over, picture, shade
 from .face_eyes import draw_brows, draw_eyes, light_eyes
 from .face_hair import draw_hair, draw_hair_behind
 from .face_head import draw_body, draw_ear_tags, draw_ears, draw_head, light_head
-from .face_mouth import draw_mouth, draw_nose, draw_philtrum, light_nose
-from .face_shape import Face, person
+from .face_mouth import draw_mouth, draw_philtrum, light_philtrum
+from .face_nose import draw_nose, light_nose
+from .face_people import person
+from .face_shape import Face
 from .face_skin import draw_skin
 from .face_terms import drawn_findings, photo_findings
 from .sheet import contact_sheet
 
 SIZE = 128
-VIEW = (0.5, 0.45, 1.15)
+VIEW = (0.5, 0.47, 1.14)
 
 
 def draw_face(
@@ -38,12 +41,29 @@ def draw_face(
 ) -> Image.Image:
     """A portrait, `size` pixels square, that shows those of the HPO terms that a photo can show.
 
-    Terms that cannot be drawn are passed over. Sex (`female`, `male`), age in years and ethnicity are drawn from the seed
-    where they are not given. The same arguments give the same picture, bit for bit.
+    Terms that cannot be drawn are passed over. Sex (`female`, `male`), age in years and ethnicity are drawn from the
+    seed where they are not given. The same arguments give the same picture, bit for bit.
     """
     rng = np.random.default_rng([seed, 1])
     face = person(drawn_findings(terms), rng, sex, age, ethnicity)
     return picture(_exposed(_painted(face, size, rng), face, rng))
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A simulated portrait that is drawn when it is asked for; it holds all that its picture depends on."""
+
+    terms: tuple[str, ...]
+    sex: str
+    age: float
+    ethnicity: str
+    seed: int
+    size: int = SIZE
+
+    def draw(self) -> Image.Image:
+        return draw_face(
+            self.terms, sex=self.sex, age=self.age, ethnicity=self.ethnicity, seed=self.seed, size=self.size
+        )
 
 
 def _painted(face: Face, size: int, rng: np.random.Generator) -> Array:
@@ -55,7 +75,7 @@ def _painted(face: Face, size: int, rng: np.random.Generator) -> Array:
     draw_ears(skin, face)
     draw_head(skin, face)
     draw_skin(skin, face, marks[1])
-    for light in (light_head, light_eyes, light_nose):
+    for light in (light_head, light_eyes, light_nose, light_philtrum):
         light(relief, face)
     draw_eyes(features, face)
     draw_nose(features, face)

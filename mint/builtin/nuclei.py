@@ -1,7 +1,7 @@
 """Simulated tissue: tiles like those of slides stained with haematoxylin and eosin, for the 19 tissues of PanNuke.
 
-`python -m mint.builtin.nuclei --sheet tiles.png` draws tiles of every tissue. A tile's description is worded from the facts
-that the tile is drawn from, and never names the tissue.
+`python -m mint.builtin.nuclei --sheet tiles.png` draws tiles of every tissue. A tile's description is worded from the
+facts that the tile is drawn from, and never names the tissue.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _exposed(pixels: Array, stain: Stain, rng: np.random.Generator) -> Array:
     """The microscope's lamp, a little off centre, and the camera's grain."""
     size = len(pixels)
     slope = stain.glow * (1 + stain.lean * np.linspace(-1, 1, size, dtype=np.float32))
-    return pixels * slope[None, :, None] + rng.standard_normal(pixels.shape, dtype=np.float32) * stain.noise
+    exposed: Array = pixels * slope[None, :, None] + rng.standard_normal(pixels.shape, dtype=np.float32) * stain.noise
+    return exposed
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ A disease c is drawn from a uniform prior. Then, independently given c:
 - the note states a present finding of the rest of the body with probability `stated`, denies an absent one with
   probability `denied`, and mentions a finding of the face with probability `mentioned`.
 
-All else (sex, age, ethnicity, style and words of the note, the look of the picture) does not depend on c. So the posterior
-given what a modality shows is a sum of table entries.   C classes, F findings of the body, S sets of a block.
+All else (sex, age, ethnicity, style and words of the note, the look of the picture) does not depend on c. So the
+posterior given what a modality shows is a sum of table entries.   C classes, F findings of the body, S sets of a block.
 """
 
 from __future__ import annotations

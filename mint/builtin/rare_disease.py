@@ -1,7 +1,7 @@
 """The built-in rare-disease task: simulated patients with a note and a photo, and the best that any model could do.
 
 `draw_cases` yields records; `posterior` and `ceiling` are exact, because the patients come from a known model
-(population.py). A record's id names its draw, so the posterior of any record of this task can be worked out from its id.
+(population.py). A record's id names its draw, so the posterior of any record of this task follows from its id.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Literal
 from zlib import crc32
 
 import numpy as np
-from PIL import Image
 
 from ..errors import ConfigError, RecordError
 from ..types import Record
-from .face_shape import ETHNIC_SKINS
+from .face_people import ETHNIC_SKINS
 from .face_terms import photo_findings
-from .faces import SIZE, draw_face
+from .faces import SIZE, Photo
 from .notes import Subject, write_note
 from .population import Findings, Floats, Population, Rates
 from .syndromes import diseases
@@ -45,23 +44,6 @@ def classes() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
-    """A simulated portrait that is drawn when it is asked for; it holds all that its picture depends on."""
-
-    terms: tuple[str, ...]
-    sex: str
-    age: float
-    ethnicity: str
-    seed: int
-    size: int = SIZE
-
-    def draw(self) -> Image.Image:
-        return draw_face(
-            self.terms, sex=self.sex, age=self.age, ethnicity=self.ethnicity, seed=self.seed, size=self.size
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Patient:
     """One draw of the model: the disease (its place among the classes), the findings, and the person."""
 
@@ -73,7 +55,7 @@ class Patient:
     seed: int
 
     def record(self, size: int = SIZE) -> Record:
-        """The patient as a case. `terms` are all findings that note or photo show, `excluded` those that the note denies."""
+        """The patient as a case: `terms` are all findings that note or photo show, `excluded` what the note denies."""
         shown, found = self.findings.shown, self.findings
         told, absent = sorted(found.stated | found.mentioned), sorted(found.denied)
         return Record(
@@ -142,7 +124,7 @@ def posterior(case: Patient | Record, modality: Modality = "both") -> Floats:
 def ceiling(
     cases: Iterable[Patient | Record], modality: Modality = "both", ks: tuple[int, ...] = (1, 10)
 ) -> dict[int, float]:
-    """k -> the best top-k accuracy that can be expected on these cases: the mean of the k largest posterior probabilities."""
+    """k -> the best top-k accuracy to be expected on these cases: the mean sum of the k largest probabilities."""
     sums, n = dict.fromkeys(ks, 0.0), 0
     for case in cases:
         best = np.sort(np.exp(posterior(case, modality)))[::-1]

@@ -81,7 +81,7 @@ def _frequency(row: dict[str, str]) -> float:
         value = -1.0
     if not 0 < value < 1:
         raise RecordError(
-            f"{_place('findings', row)}: frequency {row['frequency']!r}; wanted a number between 0 and 1, neither of them"
+            f"{_place('findings', row)}: frequency {row['frequency']!r}; wanted a number above 0 and below 1"
         )
     if row["source"] not in SOURCES:
         raise RecordError(f"{_place('findings', row)}: source {row['source']!r}; wanted one of {', '.join(SOURCES)}")

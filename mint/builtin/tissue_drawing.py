@@ -120,8 +120,9 @@ def draw_nuclei(
         c, s = np.cos(angle), np.sin(angle)
         u, v = long * np.cos(turn) * edge, short * np.sin(turn) * edge
         shape = np.stack([u * c - v * s, u * s + v * c], axis=1)
-        canvas.area(shape + (x, y), membrane)
-        canvas.area(shape * 0.84 + (x, y), mix(inside, stain.blue, 0.25 * d[1]))
+        middle = np.array([x, y])
+        canvas.area(shape + middle, membrane)
+        canvas.area(shape * 0.84 + middle, mix(inside, stain.blue, 0.25 * d[1]))
         for k in range(1 + int(3 * coarse)):
             r, t = short * 0.62 * d[2 + k % 3], 6.3 * d[3 + k]
             canvas.disc(x + r * np.cos(t), y + r * np.sin(t), short * 0.24, short * 0.20, shade(stain.blue, 0.84))
