@@ -60,6 +60,11 @@ def write_checkpoint(folder: Path, eos: int | None, activation: str) -> None:
     )
 
 
+def opened(path: Any) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A modern CLIP: safetensors, gelu, its end token named."""
@@ -99,7 +104,7 @@ def reference(folder: Path, records: Sequence[Record], templates: Sequence[str])
     model = transformers.CLIPModel.from_pretrained(folder).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     images = transformers.CLIPImageProcessorPil.from_pretrained(folder)
-    pixels = images([Image.open(record.image) for record in records], return_tensors="pt").pixel_values
+    pixels = images([opened(record.image) for record in records], return_tensors="pt").pixel_values
     prototypes = []
     for name in CLASSES:
         sentences = [template.format(name.replace("_", " ")) for template in templates]
@@ -122,7 +127,7 @@ def test_scores_equal_transformers_from_files_to_logits(
     encoder = load_encoder(folder, classes=CLASSES, templates=TEMPLATES)
     assert encoder.classes == CLASSES
     found = encoder.scores(records)
-    assert error(found, reference(folder, records, TEMPLATES)) < 1e-4
+    assert error(found, reference(folder, records, TEMPLATES)) < 1e-5
     encoder.batch_size = 2
     assert error(encoder.scores(iter(records)), found) < 1e-5
 
@@ -133,8 +138,10 @@ def test_one_sentence_gives_clips_own_logits(clip: Path, records: list[Record]) 
     processor = transformers.CLIPProcessor(
         transformers.CLIPImageProcessorPil.from_pretrained(clip), transformers.CLIPTokenizer.from_pretrained(clip)
     )
-    pictures = [Image.open(record.image) for record in records]
-    inputs = processor([f"{c} tissue" for c in ("colon", "lung")], pictures, padding=True, return_tensors="pt")
+    pictures = [opened(record.image) for record in records]
+    inputs = processor(
+        text=[f"{c} tissue" for c in ("colon", "lung")], images=pictures, padding=True, return_tensors="pt"
+    )
     found = load_encoder(clip, classes=["colon", "lung"], templates=["{} tissue"]).scores(records)
     assert error(found, model(**inputs).logits_per_image) < 1e-4
 
@@ -147,7 +154,7 @@ def test_averaging_before_normalising_is_something_else(clip: Path, records: lis
     with torch.no_grad():
         raw = encoder.network.text_projection(encoder.network.text_model(encoder.texts(sentences)[0]))
     encoder.prototypes = F.normalize(raw.view(3, 3, -1).mean(1), dim=-1)
-    assert error(encoder.scores(records), wanted) > 1e-3
+    assert error(encoder.scores(records), wanted) > 1e-4
 
 
 def test_default_sentences_speak_of_tissue(clip: Path, records: list[Record]) -> None:
@@ -175,7 +182,7 @@ def test_cached_features_are_computed_once_and_score_the_same(
     plain = load_encoder(clip, classes=CLASSES).scores(records)
     copied = tmp_path / "same-picture.png"
     shutil.copy(records[0].image, copied)
-    again = [*records, Record("copy", image=copied), Record("open", image=Image.open(records[1].image))]
+    again = [*records, Record("copy", image=copied), Record("open", image=opened(records[1].image))]
     for run, wanted in ((0, 6), (1, 0)):
         encoder = load_encoder(clip, classes=CLASSES, cache=tmp_path / "cache")
         assert isinstance(encoder, ClipEncoder)

@@ -46,6 +46,11 @@ TERMS = {"red": ["ptosis", "short stature"], "green": ["long face"], "blue": ["c
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
 
+def opened(path: Any) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     """Patients of three classes that show in the photo's colour and in the note's terms."""
@@ -108,7 +113,7 @@ def test_the_teacher_opens_in_transformers_with_equal_logits(taught: Taught, cas
     assert tuple(theirs.config.id2label.values()) == taught.classes
     assert theirs.config.label2id == {"blue": 0, "green": 1, "red": 2}
     processor = transformers.ViltProcessor.from_pretrained(taught.folder, use_fast=False)
-    pictures = [Image.open(r.image) for r in cases[:5]]
+    pictures = [opened(r.image) for r in cases[:5]]
     inputs = processor(
         pictures, [r.note for r in cases[:5]], padding=True, truncation=True, max_length=40, return_tensors="pt"
     )

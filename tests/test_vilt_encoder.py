@@ -90,12 +90,17 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     return made
 
 
+def opened(path: Any) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
 @torch.no_grad()
 def reference(folder: Path, records: Sequence[Record]) -> Tensor:
     model = transformers.ViltForQuestionAnswering.from_pretrained(folder).eval()
     images = transformers.ViltImageProcessorPil.from_pretrained(folder)
     texts = transformers.BertTokenizer.from_pretrained(folder)
-    pictures = [Image.open(record.image) for record in records]
+    pictures = [opened(record.image) for record in records]
     notes = [record.note or "*" for record in records]
     words = texts(notes, padding=True, truncation=True, max_length=40, return_tensors="pt")
     out: Tensor = model(**words, **images(pictures, return_tensors="pt")).logits
