@@ -57,7 +57,7 @@ class Texts:
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """n texts -> ids (n, T) and mask (n, T), int64."""
-        found = self.tokenizer.encode_batch_fast(list(texts))
+        found = self.tokenizer.encode_batch_fast([text.encode("utf-8", "replace").decode() for text in texts])
         ids = torch.tensor([encoding.ids for encoding in found])
         return ids, torch.tensor([encoding.attention_mask for encoding in found])
 
@@ -119,6 +119,7 @@ def learn_words(texts: Iterable[str], size: int) -> Tokenizer:
 
 def write_bert_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> None:
     """`tokenizer.json`, `vocab.txt` and `tokenizer_config.json`, as a BERT checkpoint has them."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")

@@ -134,14 +134,17 @@ def test_gradients_equal_transformers(ours: ViltForQuestionAnswering, theirs: nn
     theirs.zero_grad()
 
 
+@pytest.mark.parametrize(("old", "new"), [(12, 12), (12, 20), (12, 7), (12, 1), (4, 2), (1, 3)])
+def test_stretching_equals_interpolation_with_aligned_corners(old: int, new: int) -> None:
+    line = torch.randn(1, 5, old)
+    wanted = F.interpolate(line, size=new, mode="linear", align_corners=True)[0]
+    torch.testing.assert_close(line[0] @ vilt.stretch(old, new).T, wanted)
+
+
 def norm_eps(model: ViltForQuestionAnswering, eps: float, which: Callable[[str], bool]) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm) and which(name):
             module.eps = eps
-
-
-def patched(name: str, value: object) -> Callable[[ViltForQuestionAnswering, pytest.MonkeyPatch], None]:
-    return lambda _, monkeypatch: monkeypatch.setattr(F, name, value)
 
 
 def no_tall_grids(model: ViltForQuestionAnswering, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,13 +153,19 @@ def no_tall_grids(model: ViltForQuestionAnswering, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model.vilt.embeddings, "_positions", lambda valid: true(torch.ones_like(valid)))
 
 
-def interpolate_with(**changes: object) -> Callable[[ViltForQuestionAnswering, pytest.MonkeyPatch], None]:
-    true = F.interpolate
+def corners_not_aligned(_: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpolation between the centres of cells instead of between the outermost points."""
 
-    def mutated(*args: object, **options: object) -> Tensor:
-        return true(*args, **(options | changes if "mode" in options else options))  # type: ignore[arg-type]
+    def centred(old: int, new: int) -> Tensor:
+        places = ((torch.arange(new) + 0.5) * old / new - 0.5).clamp(0, old - 1)
+        return (1 - (places[:, None] - torch.arange(old)).abs()).clamp_min(0)
 
-    return patched("interpolate", mutated)
+    monkeypatch.setattr(vilt, "stretch", centred)
+
+
+def nearest_positions(_: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = vilt.stretch
+    monkeypatch.setattr(vilt, "stretch", lambda old, new: F.one_hot(true(old, new).argmax(1), old).float())
 
 
 def blind_mask(_: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,8 +218,8 @@ MUTATIONS = {
     "text positions shifted": lambda model, _: swap(
         model, "vilt.embeddings.text_embeddings.position_embeddings.weight", 0, 1
     ),
-    "corners not aligned": interpolate_with(align_corners=False),
-    "bicubic positions": interpolate_with(mode="bicubic"),
+    "corners not aligned": corners_not_aligned,
+    "nearest positions": nearest_positions,
     "positions of the batch's grid": no_tall_grids,
     "mask ignored": blind_mask,
     "heads": other_heads,

@@ -13,13 +13,11 @@ import torch
 from ..errors import CheckpointError, ConfigError
 from ..weights import SMALL_FILES, open_checkpoint
 from .encoder import Encoder, choose_device, choose_dtype
-from .fusion import DISEASES, FusionEncoder, open_fusion, open_gestalt
+from .fusion import PICKLES, FusionEncoder, open_fusion, open_gestalt, released_gestalt
 from .scorefile import ScoreFile
 from .zeroshot import ClipEncoder, open_clip
 
 __all__ = ["ClipEncoder", "Encoder", "FusionEncoder", "ScoreFile", "load_encoder"]
-
-_PICKLES = (".pt", ".pth")
 
 
 def load_encoder(
@@ -40,10 +38,10 @@ def load_encoder(
     """
     path, kind = Path(folder_or_name), ""
     place, number = choose_device(device), choose_dtype(dtype)
-    if path.is_file() and path.suffix not in _PICKLES:
+    if path.is_file() and path.suffix not in PICKLES:
         _only_clip(folder_or_name, templates, cache)
         return ScoreFile(path, classes)
-    released = _released_gestalt(path)
+    released = released_gestalt(path)
     if released is None:
         small = open_checkpoint(folder_or_name, files=SMALL_FILES)
         kind = str(small.config.get("model_type"))
@@ -58,19 +56,6 @@ def load_encoder(
         checkpoint = open_checkpoint(folder_or_name)
         return open_fusion(checkpoint, classes=classes, device=place, dtype=number, seed=seed)
     raise CheckpointError(f"{folder_or_name}: config.json has model_type {kind!r}, a teacher is vilt or clip")
-
-
-def _released_gestalt(path: Path) -> Path | None:
-    """GestaltMML's state dict: the file itself, or the only one of a folder that has the dictionary of its classes."""
-    if path.is_file():
-        return path
-    if not (path / DISEASES).is_file() or (path / "model.safetensors").is_file():
-        return None
-    found = sorted(entry for entry in path.iterdir() if entry.suffix in _PICKLES)
-    if len(found) != 1:
-        names = ", ".join(entry.name for entry in found) or "none"
-        raise CheckpointError(f"{path}: {DISEASES} wants one .pt beside it, found {names}; name the file itself")
-    return found[0]
 
 
 def _only_clip(name: str | Path, templates: Iterable[str] | None, cache: str | Path | None) -> None:

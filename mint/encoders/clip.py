@@ -196,6 +196,7 @@ class ClipModel(nn.Module):
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
+        self.config = config
         self.text_model = TextModel(config.text)
         self.vision_model = VisionModel(config.vision)
         self.visual_projection = nn.Linear(config.vision.hidden_size, config.projection_dim, bias=False)

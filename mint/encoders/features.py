@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ConfigError, RecordError
 from ..files import replacing
 from ..images import open_image
+from ..pixel_rules import ClipSettings
 from ..types import Record
+from .clip import ClipModel
 from .encoder import with_pictures
 
 KEY_BYTES = 16
@@ -28,7 +30,7 @@ PER_FILE = 4096
 class FeatureCache:
     """Vectors by image content, for one network and one way of preparing pixels."""
 
-    def __init__(self, folder: str | Path, network: nn.Module, settings: object) -> None:
+    def __init__(self, folder: str | Path, network: ClipModel, settings: ClipSettings) -> None:
         self.folder = Path(folder) / _fingerprint(network, settings)
         self.rows: dict[bytes, tuple[Path, int]] = {}  # keys in memory, vectors on disk
         self.fresh: dict[bytes, np.ndarray] = {}  # vectors not yet written
@@ -102,9 +104,9 @@ def _key(source: Any) -> bytes:
     return hashed.digest()
 
 
-def _fingerprint(network: nn.Module, settings: object) -> str:
-    """Names the network's weights and the way its pixels are prepared."""
-    hashed = hashlib.blake2b(repr(settings).encode(), digest_size=KEY_BYTES)
+def _fingerprint(network: ClipModel, settings: ClipSettings) -> str:
+    """Names the network, its weights, and the way its pixels are prepared."""
+    hashed = hashlib.blake2b(repr((network.config.vision, settings)).encode(), digest_size=KEY_BYTES)
     for name, value in network.state_dict().items():
         hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         hashed.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -27,7 +27,7 @@ from .legacy import fill_from_pickle, read_pickle
 from .vilt import ViltConfig, ViltForQuestionAnswering, initialise
 
 NO_NOTE = "*"
-DISEASES = "disease_dict.json"
+DISEASES, PICKLES = "disease_dict.json", (".pt", ".pth")
 _ROWS = "classifier.3.weight"
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,10 +43,11 @@ class FusionEncoder(Encoder):
         texts: Texts,
         settings: ViltSettings,
         classes: tuple[str, ...],
+        folder: Path | None = None,
         columns: list[int] | None = None,
     ) -> None:
         self.network, self.config, self.texts, self.settings = network.eval(), config, texts, settings
-        self.classes, self.columns = classes, columns
+        self.classes, self.columns, self.folder = classes, columns, folder
 
     @torch.inference_mode()
     def score_batch(self, records: Sequence[Record]) -> Tensor:
@@ -100,15 +101,15 @@ def open_fusion(
     pretraining), a new one for `classes` is drawn from `seed`."""
     where = str(checkpoint.folder / "config.json")
     config = ViltConfig.read(checkpoint.config, where)
-    fresh = fresh or _ROWS not in checkpoint.tensors
-    if fresh:
-        if classes is None:
-            raise ConfigError(f"{checkpoint.folder}: no classifier of its own; name the classes, or teach it some")
+    rows = own_rows(checkpoint)
+    fresh = fresh or not rows
+    if not fresh:
+        chosen, columns = select(stated_in_config(checkpoint.config, rows, where), rows, classes, where)
+    elif classes is None:
+        raise ConfigError(f"{checkpoint.folder}: no classifier of its own; name the classes, or teach it some")
+    else:
         chosen, columns = distinct(classes), None
         rows = len(chosen)
-    else:
-        rows = checkpoint.tensors[_ROWS].shape[0]
-        chosen, columns = select(stated_in_config(checkpoint.config, rows, where), rows, classes, where)
     with torch.device("meta"):
         network = ViltForQuestionAnswering(config, rows)
     if fresh:
@@ -117,6 +118,11 @@ def open_fusion(
     else:
         fill(network, checkpoint, device=device, dtype=dtype, rename=_needed)
     return _assembled(network, config, checkpoint.folder, chosen, columns)
+
+
+def own_rows(checkpoint: Checkpoint) -> int:
+    """The rows of a checkpoint's own classifier; 0 where it has none."""
+    return checkpoint.tensors[_ROWS].shape[0] if _ROWS in checkpoint.tensors else 0
 
 
 def open_gestalt(
@@ -141,6 +147,19 @@ def open_gestalt(
     return _assembled(network, config, folder, chosen, columns)
 
 
+def released_gestalt(path: Path) -> Path | None:
+    """GestaltMML's state dict: the file itself, or the only one of a folder that has the dictionary of its classes."""
+    if path.is_file():
+        return path
+    if not (path / DISEASES).is_file() or (path / "model.safetensors").is_file():
+        return None
+    found = sorted(entry for entry in path.iterdir() if entry.suffix in PICKLES)
+    if len(found) != 1:
+        names = ", ".join(entry.name for entry in found) or "none"
+        raise CheckpointError(f"{path}: {DISEASES} wants one .pt beside it, found {names}; name the file itself")
+    return found[0]
+
+
 def _assembled(
     network: ViltForQuestionAnswering,
     config: ViltConfig,
@@ -151,7 +170,7 @@ def _assembled(
     texts = open_bert_texts(folder, config.max_position_embeddings)
     if len(texts) > config.vocab_size:
         raise CheckpointError(f"{folder}: the tokenizer has {len(texts):,} words, the network {config.vocab_size:,}")
-    return FusionEncoder(network, config, texts, vilt_settings(folder), classes, columns)
+    return FusionEncoder(network, config, texts, vilt_settings(folder), classes, folder, columns)
 
 
 def new_classifier(config: ViltConfig, classes: int, seed: int) -> nn.Sequential:

@@ -135,13 +135,22 @@ class ViltEmbeddings(nn.Module):
         """The position table stretched to each picture's own grid, padded to the batch's: (B, h, w) -> (B, h*w, D)."""
         height, width = valid.shape[1:]
         sizes = torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1)], dim=1).tolist()
-        table = self.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, self.grid, self.grid)  # (1, D, g, g)
+        table = self.position_embeddings[0, 1:].T.reshape(-1, self.grid, self.grid)  # (D, g, g)
         made: dict[tuple[int, int], Tensor] = {}
         for rows, columns in sizes:
             if (rows, columns) not in made:
-                grid = F.interpolate(table, size=(rows, columns), mode="bilinear", align_corners=True)
-                made[rows, columns] = F.pad(grid, (0, width - columns, 0, height - rows)).flatten(2)[0].T
+                grid = stretch(self.grid, rows).to(table) @ table @ stretch(self.grid, columns).to(table).T
+                made[rows, columns] = F.pad(grid, (0, width - columns, 0, height - rows)).flatten(1).T
         return torch.stack([made[rows, columns] for rows, columns in sizes])
+
+
+def stretch(old: int, new: int) -> Tensor:
+    """Weights (new, old) of linear interpolation from `old` points to `new` between the same two ends.
+
+    As a matrix it has a gradient that is summed in one order on every device, so training repeats bit for bit.
+    """
+    places = torch.linspace(0, old - 1, new)
+    return (1 - (places[:, None] - torch.arange(old)).abs()).clamp_min(0)
 
 
 class SelfAttention(nn.Module):

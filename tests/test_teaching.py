@@ -1,0 +1,381 @@
+"""Teaching: what is learnt, from what, how it is kept, and that a run that was stopped goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from mint import lessons
+from mint.encoders import load_encoder
+from mint.encoders.fusion import FusionEncoder
+from mint.errors import ConfigError, RecordError, WorkError
+from mint.lessons import Lessons
+from mint.schedules import scheduled
+from mint.snapshots import read_facts
+from mint.targets import class_weights, losses, ranks
+from mint.teaching import Taught, teach
+from mint.types import Record
+from mint.views import Views
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 16,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+LEARNER = TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
+LEARN = {"epochs": 10, "lr": 5e-3, "batch_size": 12, "warmup": 0.2, "network": LEARNER}
+TERMS = {"red": ["ptosis", "short stature"], "green": ["long face"], "blue": ["cleft palate", "seizures"]}
+COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
+
+
+def opened(path: Any) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """Patients of three classes that show in the photo's colour and in the note's terms."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(24):
+        label = list(COLOURS)[number % 3]
+        size = ((32, 48), (40, 32), (36, 36))[number // 3 % 3]
+        pixels = rng.integers(-20, 21, (*size, 3)) + np.array(COLOURS[label])
+        path = folder / f"{number}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+        note = f"Sex male Age {number} years " + " ".join(TERMS[label])
+        made.append(Record(f"p{number}", note=note, image=str(path), label=label))
+    return made
+
+
+def run(cases: Sequence[Record], out: Path, **more: Any) -> Taught:
+    options = {"epochs": 2, "batch_size": 8, "network": TINY, "device": "cpu", "save_every": 3, "log_every": 2}
+    return teach(cases, out=out, **(options | more))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("step_seconds", "records_per_second")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def taught(cases: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Taught:
+    out = tmp_path_factory.mktemp("taught") / "teacher"
+    return run(cases, out, validation=cases[:6], **LEARN)
+
+
+def test_a_teacher_from_nothing_learns_its_cases(taught: Taught) -> None:
+    assert taught.classes == ("blue", "green", "red")
+    assert taught.top1 == 1.0
+    assert taught.top10 == 1.0
+    losses = [line["loss"] for line in logged(taught.folder) if "loss" in line]
+    assert len(losses) == taught.steps == 10 * 6
+    assert sum(losses[-6:]) < 0.1 * sum(losses[:6])
+
+
+def test_each_of_the_views_is_learnt(taught: Taught, cases: list[Record]) -> None:
+    encoder = load_encoder(taught.folder)
+    for shown in (
+        cases,
+        [Record(r.id, image=r.image) for r in cases],
+        [Record(r.id, note=r.note, image=cases[n - 1].image) for n, r in enumerate(cases)],
+    ):
+        top = [encoder.classes[row] for row in encoder.scores(shown).argmax(1)]
+        assert sum(name == r.label for name, r in zip(top, cases, strict=True)) >= 22
+
+
+def test_the_teacher_opens_in_transformers_with_equal_logits(taught: Taught, cases: list[Record]) -> None:
+    theirs = transformers.ViltForQuestionAnswering.from_pretrained(taught.folder).eval()
+    assert tuple(theirs.config.id2label.values()) == taught.classes
+    assert theirs.config.label2id == {"blue": 0, "green": 1, "red": 2}
+    processor = transformers.ViltProcessor.from_pretrained(taught.folder, use_fast=False)
+    pictures = [opened(r.image) for r in cases[:5]]
+    inputs = processor(
+        pictures, [r.note for r in cases[:5]], padding=True, truncation=True, max_length=40, return_tensors="pt"
+    )
+    with torch.no_grad():
+        wanted = theirs(**inputs).logits
+    found = load_encoder(taught.folder).scores(cases[:5])
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-4
+
+
+def test_the_loss_is_transformers_own(taught: Taught, cases: list[Record]) -> None:
+    theirs = transformers.ViltForQuestionAnswering.from_pretrained(taught.folder).eval()
+    encoder = load_encoder(taught.folder)
+    assert isinstance(encoder, FusionEncoder)
+    inputs = encoder.inputs(cases[:4])
+    targets = torch.eye(3)[[2, 1, 0, 2]]
+    names = ("input_ids", "attention_mask", "pixel_values", "pixel_mask")
+    with torch.no_grad():
+        wanted = theirs(**dict(zip(names, inputs, strict=True)), labels=targets).loss
+        torch.testing.assert_close(losses(encoder.network(*inputs), targets, "bce").mean(), wanted)
+
+
+def test_losses_with_numbers_worked_by_hand() -> None:
+    logits, targets = torch.zeros(1, 4), torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    torch.testing.assert_close(losses(logits, targets, "bce"), torch.tensor([4 * math.log(2)]))
+    torch.testing.assert_close(losses(logits, targets, "cross_entropy"), torch.tensor([math.log(4)]))
+    two = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    uneven = torch.tensor([[math.log(3), 0.0, 0.0, 0.0]])  # probabilities 1/2, 1/6, 1/6, 1/6
+    torch.testing.assert_close(losses(uneven, two, "cross_entropy"), torch.tensor([(math.log(2) + math.log(6)) / 2]))
+
+
+def test_class_weights_are_one_on_average_and_lift_the_rare() -> None:
+    records = [Record(str(n), note="x", label="often" if n < 9 else "rare") for n in range(10)]
+    assert class_weights(records, ("often", "rare", "never"), "none") == [1.0, 1.0, 0.0]
+    often, rare, never = class_weights(records, ("often", "rare", "never"), "balanced")
+    assert (round(often, 6), round(rare, 6), never) == (round(10 / 18, 6), 5.0, 0.0)
+    assert class_weights(records, ("often", "rare"), "root")[1] == pytest.approx(2.5)
+
+
+def test_the_rank_of_the_best_label_counts_ties_by_place() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5], [1.0, 1.0, 1.0], [0.1, 0.2, 0.3]])
+    assert ranks(scores, [[2], [1], [0, 1]]).tolist() == [1, 1, 1]
+
+
+def test_the_rate_goes_up_then_down() -> None:
+    assert [scheduled(step, 6, "linear", 2) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [scheduled(step, 4, "constant") for step in range(4)] == [1.0] * 4
+    assert scheduled(2, 4, "cosine") == pytest.approx(0.5)
+
+
+def test_every_patient_is_shown_in_three_views(cases: list[Record]) -> None:
+    views = Views(cases, seed=0)
+    assert len(views) == 3 * len(cases)
+    shown = list(views.epoch(0))
+    kinds: Counter[str] = Counter()
+    by_id = {record.id: record for record in cases}
+    for view in shown:
+        own = by_id[view.id]
+        if view.note == own.note:
+            kinds["whole" if view.image == own.image else "swapped"] += 1
+        else:
+            assert (view.note, view.image) == ("", own.image)
+            kinds["photo"] += 1
+        assert view.label == own.label
+    assert kinds == {"whole": 24, "photo": 24, "swapped": 24}
+    assert shown == list(Views(cases, seed=0).epoch(0))
+    assert shown[10:] == list(views.epoch(0, start=10))
+    assert shown != list(views.epoch(1))
+    assert shown != list(Views(cases, seed=1).epoch(0))
+
+
+def test_the_other_photo_is_of_another_patient() -> None:
+    siblings = [Record(f"s{n}", note="x", image=f"{n}.png", label="a", group="one") for n in range(5)]
+    stranger = Record("t", note="y", image="t.png", label="a")
+    for view in Views([*siblings, stranger], seed=0).epoch(0):
+        if view.group and view.note and view.image != f"{view.id[1:]}.png":
+            assert view.image == "t.png"
+    assert len(Views(siblings, seed=0)) == 10  # nobody to swap with
+
+
+def test_a_patient_without_a_photo_is_shown_by_the_note() -> None:
+    alone = [Record("a", note="x", label="l"), Record("b", note="y", label="l")]
+    assert sorted(view.id for view in Views(alone, seed=0).epoch(0)) == ["a", "b"]
+    mixed = [*alone, Record("c", image="c.png", label="l"), Record("d", image="d.png", label="l")]
+    shown = [(view.id, view.image) for view in Views(mixed, seed=0).epoch(0)]
+    assert len(shown) == 6
+    assert sum(name in "ab" and image is None for name, image in shown) == 2
+    with pytest.raises(RecordError, match="record e: neither a note nor an image"):
+        Views([Record("e", label="l")], seed=0)
+
+
+def test_the_same_seed_gives_the_same_teacher(whole: Path, cases: list[Record], tmp_path: Path) -> None:
+    run(cases, tmp_path / "same", validation=cases[:6])
+    run(cases, tmp_path / "other", validation=cases[:6], seed=1)
+    assert weights(whole) == weights(tmp_path / "same")
+    assert logged(whole) == logged(tmp_path / "same")
+    assert weights(whole) != weights(tmp_path / "other")
+
+
+@pytest.fixture(scope="module")
+def whole(cases: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stops."""
+    return run(cases, tmp_path_factory.mktemp("whole") / "t", validation=cases[:6]).folder
+
+
+class Stopped(Exception):  # noqa: N818
+    """Pulls the plug."""
+
+
+@pytest.mark.parametrize("after", [1, 3, 8, 11])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    after: int, whole: Path, cases: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of an epoch, just before its end, and in the next one."""
+    true = Lessons._learn
+
+    def learn(self: Lessons, batch: Any) -> tuple[Tensor, Tensor]:
+        if self.step == after:
+            raise Stopped
+        return true(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lessons, "_learn", learn)
+        with pytest.raises(Stopped):
+            run(cases, tmp_path / "parts", validation=cases[:6])
+    facts = read_facts(tmp_path / "parts" / "checkpoint")
+    assert (facts["step"] if facts else 0) == max(step for step in (0, 3, 6, 9, 12, 15) if step <= after)
+    torch.manual_seed(after)  # whatever else drew random numbers in between
+    run(cases, tmp_path / "parts", validation=cases[:6], resume=True)
+    assert weights(tmp_path / "parts") == weights(whole)
+    states = [folder / "checkpoint" / "state.safetensors" for folder in (whole, tmp_path / "parts")]
+    assert states[0].read_bytes() == states[1].read_bytes()
+    assert logged(tmp_path / "parts") == logged(whole)
+
+
+def test_resume_needs_the_same_run(cases: list[Record], tmp_path: Path) -> None:
+    taught = run(cases, tmp_path / "a", epochs=1)
+    before = {path.name: path.read_bytes() for path in taught.folder.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match="epochs: was 1, is 3; resume with the same"):
+        run(cases, tmp_path / "a", epochs=3, resume=True)
+    with pytest.raises(ConfigError, match="cases: was "):
+        run(cases[:-3], tmp_path / "a", epochs=1, resume=True)
+    assert run(cases, tmp_path / "a", epochs=1, resume=True) == taught
+    assert before == {path.name: path.read_bytes() for path in taught.folder.iterdir() if path.is_file()}
+
+
+def test_the_callers_random_numbers_are_left_alone(cases: list[Record], tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    run(cases[:6], tmp_path / "a", epochs=1, held_out=0.0)
+    assert torch.equal(torch.rand(2), wanted)
+
+
+def test_the_best_teacher_is_kept(cases: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second epoch of four ranks best: its weights are what the folder holds at the end."""
+    marks = iter([5, 0, 2, 1])  # classes above the label
+    held: list[bytes] = []
+    monkeypatch.setattr(lessons, "ranks", lambda _, rows: torch.full((len(rows),), mark[0]))
+    mark = [0]
+    true = Lessons._judge
+
+    def judge(self: Lessons, epoch: int) -> None:
+        mark[0] = next(marks)
+        true(self, epoch)
+        held.append(weights(tmp_path / "t"))
+
+    monkeypatch.setattr(Lessons, "_judge", judge)
+    result = run(cases, tmp_path / "t", epochs=4, validation=cases[:6])
+    assert held[0] != held[1] == held[2] == held[3]
+    assert (result.top1, result.top10) == (1.0, 1.0)
+
+
+def test_held_out_cases_are_those_that_say_so_or_a_share(cases: list[Record], tmp_path: Path) -> None:
+    marked = [replace(r, split=("val", "test")[n % 2] if n < 6 else "train") for n, r in enumerate(cases)]
+    run(marked, tmp_path / "a", epochs=1, batch_size=64)
+    assert len(logged(tmp_path / "a")) == 2
+    facts = json.loads((tmp_path / "a" / "run.json").read_text())
+    run(cases[6:], tmp_path / "b", epochs=1, batch_size=64, held_out=0.0)
+    assert facts["cases"] == json.loads((tmp_path / "b" / "run.json").read_text())["cases"]
+
+
+def test_teaching_goes_on_from_a_teacher_and_keeps_its_classes(
+    taught: Taught, cases: list[Record], tmp_path: Path
+) -> None:
+    some = [r for r in cases if r.label != "green"]
+    more = teach(some, out=tmp_path / "more", base=taught.folder, epochs=1, lr=1e-5, device="cpu")
+    assert more.classes == taught.classes
+    before, after = (load_encoder(folder).scores(cases) for folder in (taught.folder, tmp_path / "more"))
+    assert not torch.equal(before, after)
+    assert float((before - after).abs().max()) < 0.5
+    assert sorted(path.name for path in (tmp_path / "more").iterdir() if path.is_file()) == [
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "run.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ]
+
+
+def test_another_class_set_gets_a_new_classifier_on_the_old_body(
+    taught: Taught, cases: list[Record], tmp_path: Path
+) -> None:
+    two = [Record(r.id, note=r.note, label="warm" if r.label == "red" else "cold") for r in cases]
+    result = teach(
+        two, out=tmp_path / "two", base=taught.folder, classes=["warm", "cold"], epochs=1, lr=1e-9, device="cpu"
+    )
+    assert result.classes == ("warm", "cold")
+    old, new = (transformers.ViltForQuestionAnswering.from_pretrained(f) for f in (taught.folder, tmp_path / "two"))
+    torch.testing.assert_close(old.vilt.pooler.dense.weight, new.vilt.pooler.dense.weight)
+    assert new.classifier[3].weight.shape == (2, 64)
+
+
+def test_classes_and_cases_that_do_not_meet_are_named(taught: Taught, cases: list[Record], tmp_path: Path) -> None:
+    stray = [*cases, Record("x", note="n", label="violet")]
+    with pytest.raises(ConfigError, match="the teacher lacks 'violet'"):
+        teach(stray, out=tmp_path / "a", base=taught.folder, validation=[])
+    with pytest.raises(ConfigError, match="the teacher lacks 'violet'"):
+        run(stray, tmp_path / "a", classes=["red", "green", "blue"], validation=[])
+    with pytest.raises(ConfigError, match="no case of 'pink' to learn from"):
+        run(cases, tmp_path / "a", classes=["red", "green", "blue", "pink"], validation=[])
+    with pytest.raises(ConfigError, match="validation: 'violet' is a class of no training case"):
+        run(cases, tmp_path / "a", validation=stray[-1:])
+    with pytest.raises(RecordError, match="record y: no label to learn"):
+        run([*cases, Record("y", note="n")], tmp_path / "b")
+
+
+def test_settings_out_of_range_are_named(cases: list[Record], tmp_path: Path) -> None:
+    for name, value in {"loss": "hinge", "epochs": 0, "held_out": 1.0, "lr": -1.0, "dtype": "int8"}.items():
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            run(cases, tmp_path / "a", **{name: value})
+    with pytest.raises(ConfigError, match="network: the base has a size of its own"):
+        run(cases, tmp_path / "a", base="somewhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"exists and holds no run.json"):
+        run(cases, tmp_path / "full")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_teacher(
+    cases: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(cases, tmp_path / "t", epochs=1)
+    before = weights(tmp_path / "t")
+    monkeypatch.setattr(lessons, "losses", lambda logits, *_: logits.sum(1) * math.nan)
+    with pytest.raises(WorkError, match="step 1: the loss is nan"):
+        run(cases, tmp_path / "t", epochs=1)
+    assert weights(tmp_path / "t") == before
+
+
+@pytest.mark.parametrize("loss", ["bce", "cross_entropy"])
+def test_either_loss_and_half_precision_learn(loss: str, cases: list[Record], tmp_path: Path) -> None:
+    options = {"loss": loss, "dtype": "bfloat16", "class_weights": "balanced", "validation": cases}
+    result = run(cases, tmp_path / "t", **LEARN, **options)
+    assert result.top1 is not None
+    assert result.top1 > 0.9
+
+
+def test_a_base_without_pixel_settings_gets_them_written(taught: Taught, cases: list[Record], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(taught.folder, base, ignore=shutil.ignore_patterns("preprocessor_config.json", "checkpoint"))
+    teach(cases[:6], out=tmp_path / "t", base=base, epochs=1, held_out=0.0, device="cpu", batch_size=64)
+    assert transformers.ViltImageProcessorPil.from_pretrained(tmp_path / "t").size["shortest_edge"] == 384
