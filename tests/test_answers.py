@@ -65,7 +65,7 @@ def test_what_is_written_is_read_back(order: list[str], k: int, kind: str) -> No
         "1. Noonan syndrome, 2. Kabuki syndrome, 3. Spinocerebellar ataxia 1",
         "POTENTIAL_DISEASES: 1. Noonan syndrome 2. Kabuki syndrome 3. Spinocerebellar ataxia 1",
         "Noonan syndrome\nKabuki syndrome\nSpinocerebellar ataxia 1",
-        "1. Noonan syndrome - because of the short stature\n2. Kabuki syndrome (OMIM 147920)\n3. Spinocerebellar ataxia 1: rare",
+        "1. Noonan syndrome - for the stature\n2. Kabuki syndrome (OMIM 147920)\n3. Spinocerebellar ataxia 1: rare",
         "1.Noonan syndrome\n2.Kabuki syndrome\n3.Spinocerebellar ataxia 1",
         "01. Noonan syndrome\n02. Kabuki syndrome\n03. Spinocerebellar ataxia 1",
         (
