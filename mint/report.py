@@ -34,10 +34,7 @@ _WORDS = {
     "outside_set": ("Outside", "Share of the names given that are not in the closed set."),
     "calibration_error": (
         "Calibration",
-        (
-            "Expected calibration error: mean distance between the probability stated for the first name and how often it "
-            "is right."
-        ),
+        "Expected calibration error: mean distance between the first name's stated probability and its accuracy.",
     ),
     "coverage": ("Coverage", "Share of the teacher's first k classes that the answer names among its first k."),
     "avoidance": ("Avoidance", "Share of the classes that the teacher ranks last which the answer leaves out."),
