@@ -18,7 +18,7 @@ HEADINGS = {"disease": "POTENTIAL_DISEASES:", "tissue": "POTENTIAL_TISSUES:"}
 """The first line of an answer, by the kind of thing it lists."""
 
 _HEADING = re.compile(r"[A-Z][A-Z _-]*:")
-_NUMBERED = re.compile(r"""[\s>*_#\-•('"\[{]*(\d{1,4})[)'"\]*_]*\s*[.):\]\-\u2013]+\s*(\S.*)""")
+_NUMBERED = re.compile(r"""[\s>*_#\-•('"\[{]*(\d{1,4})[)'"\]*_]*(?:\s*[.):\]]+\s*|\s+[-\u2013]\s+)(\S.*)""")
 _BULLET = re.compile(r"\s*[-*•+\u2013]\s+(\S.*)")
 _REMARK = re.compile(r"\s+[-\u2013\u2014(\[]|[:;]\s|\s*->")
 _EDGES = " \t\"'`*_,{}[]\u2018\u2019\u201c\u201d"

@@ -143,7 +143,7 @@ def _true_labels(record: Record, known: LabelSet) -> list[str]:
         label = known.find(name)
         if label is None:
             raise RecordError(
-                f"case {record.id!r}: its label {name!r} is none of the {len(known)} labels; add it, or declare an alias"
+                f"case {record.id!r}: its label {name!r} is none of the {len(known)} labels; add it or declare an alias"
             )
         found.append(label)
     return found

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +15,7 @@ from mint.answers import HEADINGS, Named, answer_text, line_start, parse_answer
 from mint.errors import ConfigError
 from mint.labels import LabelSet
 
+REAL = Path(os.environ.get("MINT_REAL", Path(__file__).parents[1] / "../shared/real"))
 KNOWN = LabelSet(
     [
         "Kabuki syndrome",
@@ -65,7 +71,8 @@ def test_what_is_written_is_read_back(order: list[str], k: int, kind: str) -> No
         "1. Noonan syndrome, 2. Kabuki syndrome, 3. Spinocerebellar ataxia 1",
         "POTENTIAL_DISEASES: 1. Noonan syndrome 2. Kabuki syndrome 3. Spinocerebellar ataxia 1",
         "Noonan syndrome\nKabuki syndrome\nSpinocerebellar ataxia 1",
-        "1. Noonan syndrome - because of the short stature\n2. Kabuki syndrome (OMIM 147920)\n3. Spinocerebellar ataxia 1: rare",
+        "1 - Noonan syndrome\n2 - Kabuki syndrome\n3 - Spinocerebellar ataxia 1",
+        "1. Noonan syndrome - for the stature\n2. Kabuki syndrome (OMIM 147920)\n3. Spinocerebellar ataxia 1: rare",
         "1.Noonan syndrome\n2.Kabuki syndrome\n3.Spinocerebellar ataxia 1",
         "01. Noonan syndrome\n02. Kabuki syndrome\n03. Spinocerebellar ataxia 1",
         (
@@ -88,6 +95,37 @@ def test_a_name_with_a_number_or_a_comma_inside_stays_whole() -> None:
         "Spinocerebellar ataxia 1",
         "Fetal akinesia, type 2",
     ]
+
+
+def test_a_name_that_begins_with_a_number_is_no_numbered_line() -> None:
+    known = LabelSet(["3-M syndrome 1", "46,XX sex reversal 5", "22q11.2 deletion syndrome"])
+    for text in ("- {}\n- {}\n- {}", "{}\n{}\n{}", "1. {}\n2. {}\n3. {}", "* 1) {}\n* 2) {}\n* 3) {}"):
+        assert [entry.label for entry in parse_answer(text.format(*known), known)] == list(known)
+
+
+STYLES = (
+    "{i}. {n}",
+    "{i}) '{n}'",
+    "'{i}': {n}",
+    "({i}) {n}.",
+    "- {n}",
+    "{i}. **{n}** (OMIM 1)",
+    "{i}. {n} - since",
+    "{n}",
+)
+
+
+@pytest.mark.skipif(not (REAL / "cases_open.jsonl.gz").is_file(), reason="the real cases are not here")
+def test_the_names_of_real_diseases_are_read_in_every_style() -> None:
+    with gzip.open(REAL / "cases_open.jsonl.gz") as file:
+        names = sorted({json.loads(line)["disease"]["label"] for line in file})
+    known = LabelSet(names)
+    assert len(known) > 600
+    for style in STYLES:
+        for begin in range(0, len(names) - 10, 10):
+            ten = names[begin : begin + 10]
+            text = "\n".join(style.format(i=place, n=name) for place, name in enumerate(ten, start=1))
+            assert [entry.label for entry in parse_answer(text, known)] == ten
 
 
 def test_what_lies_outside_the_set_is_reported_as_such() -> None:

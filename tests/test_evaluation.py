@@ -151,6 +151,11 @@ def test_calibration_error_by_hand() -> None:
     assert report.intervals["calibration_error"][0] <= report.metrics["calibration_error"]
 
 
+def test_right_and_wrong_answers_of_one_bin_weigh_each_other_out() -> None:
+    answers = [said("1", "A", p=0.5), said("2", "A", p=0.5)]  # one right, one wrong, both at one half
+    assert measure(answers, FOUR[:2], labels=ABCD).metrics["calibration_error"] == 0
+
+
 def test_without_probabilities_there_is_no_calibration() -> None:
     report = measure(ANSWERS, FOUR, labels=ABCD)
     assert report.calibration == []

@@ -53,7 +53,7 @@ def test_an_image_alone_shows_no_word_of_the_note_nor_of_the_photo_s_metadata(tm
 def test_braces_and_places_in_a_note_are_only_text() -> None:
     record = Record(id="p", note="{k} {note} {labels} {0} {evil.__class__} {{}} % $x \\1")
     (message,) = prompt_messages(record, "note", k=3)
-    assert record.note in message["content"]
+    assert message["content"].startswith(f"{record.note}\n\n")
 
 
 def test_a_template_replaces_the_words(tmp_path: Path) -> None:
