@@ -40,7 +40,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(DTYPES.values())}
 
 HEADER_LIMIT = 100_000_000
-_CHUNK = 4 << 20  # bytes staged at a time where a tensor cannot be read straight into its place
+_CHUNK = 2 << 20  # bytes staged at a time where a tensor cannot be read straight into its place
 _PIECE = 64 << 20  # bytes asked of the system in one read
 
 
