@@ -20,6 +20,7 @@ from torch import Tensor
 from .errors import CheckpointError
 from .files import refuse_to_replace, replacing_folder, write_json
 from .hub import INDEX, SINGLE, SMALL_FILES, member
+from .progress import progress
 from .tensorfiles import lay_out, raw
 
 
@@ -41,7 +42,8 @@ def write_checkpoint(
         if copy_from is not None:
             _copy_small_files(Path(copy_from), beside)
         write_json(beside / "config.json", config)
-        _name_shards(beside, list(_write_shards(beside, tensors, int(shard_bytes))))
+        counted = progress(tensors, "writing weights", unit="tensor")
+        _name_shards(beside, list(_write_shards(beside, counted, int(shard_bytes))))
 
 
 def _copy_small_files(source: Path, target: Path) -> None:
@@ -70,7 +72,7 @@ class _Shard:
     """A safetensors file in the making. The header stands first but is known last, so the tensors wait in a spool."""
 
     def __init__(self, folder: Path, spools: ExitStack) -> None:
-        self._spool: IO[bytes] = spools.enter_context(tempfile.TemporaryFile(dir=folder))
+        self._spool: IO[bytes] = spools.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
         self._shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self._starts: dict[str, int] = {}
         self.sizes: dict[str, int] = {}
