@@ -2,10 +2,10 @@
 
     python tests/bench/load.py --gb 1 --repeats 5
 
-Every load runs in a process of its own, the sides interleaved, and every page of the loaded weights is touched. `read` is
-the files' bytes read once into memory and kept, `scan` the same bytes read into one small buffer and forgotten. Prints one
-JSON line per comparison: medians, their ratio, and each side's peak resident memory above what the process held before,
-as a multiple of the loaded model's bytes.
+Every load runs in a process of its own, the sides interleaved, and every page of the loaded weights is touched. `read`
+is the files' bytes read once into memory and kept, `scan` the same bytes read into one small buffer and forgotten.
+Prints one JSON line per comparison: medians, their ratio, and each side's peak resident memory above what the process
+held before, as a multiple of the loaded model's bytes.
 """
 
 from __future__ import annotations
