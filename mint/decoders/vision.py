@@ -6,20 +6,29 @@ D width, H heads, d head width, L = M * Z tokens of a picture: all its tiles are
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ..errors import RecordError
 from .vision_config import VisionConfig
+
+_ATTENTION = [
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
+    for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+]
+_KEEP_ATTENTION = partial(create_selective_checkpoint_contexts, _ATTENTION)
+"""Attention is half of a layer's work and its result as small as the layer's input: kept, not computed again."""
 
 
 class VisionTower(nn.Module):
     """Patches with their places, a stack of plain layers, a stack of gated ones; the output is the last state of each
     patch followed by what chosen plain layers gave, interleaved feature by feature.
 
-    `checkpointing` keeps only the input of each layer for the backward pass and computes the rest again.
+    `checkpointing` keeps for the backward pass what each layer and its attention gave, and computes the rest again.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -108,8 +117,9 @@ class TokenOrder:
         """(N, L, D) -> (N, M, P, D): the patches of every tile in its place, without the pads."""
         stretch = self.patches + self.pads
         there, _, absent = torch.split(x, [self.real, self.present * self.pads, self.absent * stretch], 1)
-        there = there.unflatten(1, (self.present, self.patches))
-        return torch.cat([there, absent.unflatten(1, (self.absent, stretch))[:, :, : self.patches]], 1)
+        there = there.reshape(len(x), self.present, self.patches, -1)
+        absent = absent.reshape(len(x), self.absent, stretch, x.shape[-1])
+        return torch.cat([there, absent[:, :, : self.patches]], 1)
 
 
 class TileEmbedding(nn.Module):
@@ -156,7 +166,7 @@ class VisionLayers(nn.Module):
         states = []
         for layer in self.layers:
             if checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, real, use_reentrant=False)
+                x = checkpoint(layer, x, real, use_reentrant=False, context_fn=_KEEP_ATTENTION)
             else:
                 x = layer(x, real)
             states.append(x)
