@@ -103,7 +103,7 @@ def _written(value: Any) -> str:
 
 def _resolve(given: dict[str, Any], config: str | None) -> AlignSettings:
     """The settings: those given, else those of --config, else the defaults."""
-    from .runs import read_run
+    from .training.runs import read_run
 
     values = {name: value for name, value in given.items() if value is not None}
     if "targets" in values:
@@ -167,7 +167,7 @@ def predict(cases: str | None, note: str | None, out: str | None, skip_bad: bool
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
     from . import pipeline
-    from .predictions import prediction_row, write_predictions
+    from .evaluation.predictions import prediction_row, write_predictions
     from .types import Record
 
     if (cases is None) == (note is None):

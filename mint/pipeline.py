@@ -11,28 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import runs
-from .adapters import read_adapter
-from .audit import activation_bytes, audit
-from .batches import TokenPair, token_pairs
 from .config import AlignSettings
 from .decoders import Decoder, load_decoder, lora
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
 from .errors import ConfigError
 from .evaluation import measure
+from .evaluation.predictions import read_predictions
 from .labels import LabelSet, read_labels
-from .pairfiles import read_pairs
 from .pairs import prefer_pairs
-from .predictions import read_predictions
+from .pairs.files import read_pairs
 from .progress import say
 from .prompts import prompt_messages
 from .ranking import rank
 from .records import read_records
 from .scoring import Ranker
-from .shards import write_checkpoint
-from .training import Trainer
+from .training import Trainer, runs
+from .training.audit import activation_bytes, audit
+from .training.batches import TokenPair, token_pairs
 from .types import Prediction, PreferencePair, Record, Report
+from .weights.adapters import read_adapter
+from .weights.shards import write_checkpoint
 
 
 def prefer(

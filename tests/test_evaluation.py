@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint.bootstrap import mean_interval, resampled_sums
 from mint.errors import ConfigError, MintError, RecordError
 from mint.evaluation import NOTHING, OUTSIDE, judge, measure, summarise, teacher_lists
+from mint.evaluation.bootstrap import mean_interval, resampled_sums
+from mint.evaluation.predictions import read_predictions, write_predictions
 from mint.labels import LabelSet
-from mint.predictions import read_predictions, write_predictions
 from mint.types import Prediction, Ranking, Record
 
 ABCD = LabelSet(["A", "B", "C", "D"], {"Alpha": "A"})

@@ -17,9 +17,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from mint import pixels
 from mint.errors import CheckpointError, RecordError
-from mint.pixel_rules import (
+from mint.images import pixels
+from mint.images.pixels import clip_pixels, mllama_pixels, vilt_pixels
+from mint.images.rules import (
     CLIP_MEAN,
     CLIP_STD,
     HALF,
@@ -31,7 +32,6 @@ from mint.pixel_rules import (
     mllama_settings,
     vilt_settings,
 )
-from mint.pixels import clip_pixels, mllama_pixels, vilt_pixels
 
 REAL = Path(os.environ.get("MINT_REAL", Path(__file__).parents[1] / "../shared/real"))
 

@@ -15,14 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("mint/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "cli.py"])
 
 FLOORS = [
-    "types errors progress",
-    "files kernels",
-    "jsonlines config devices",
-    "weights tokens images ranking labels trees losses records",
-    "answers chat encoders",
-    "prompts decoders generation",
-    "pairs scoring evaluation",
-    "training builtin",
+    "types errors progress schedules kernels",
+    "files config devices trees losses ranking",
+    "jsonlines weights tokens images builtin",
+    "records labels chat encoders",
+    "answers decoders teaching report",
+    "prompts evaluation scoring training",
+    "pairs",
     "pipeline",
     "__main__",
     "cli",
@@ -82,16 +81,15 @@ def test_a_room_imports_from_lower_floors_alone() -> None:
         if module != "mint"
         for target in _imports(path)
         if target in MODULES and target != "mint" and _room(target) != _room(module)
-        if floor[_room(target)] >= floor[_room(module)] and {_room(target), _room(module)} not in _NEIGHBOURS
+        if floor[_room(target)] >= floor[_room(module)]
     ]
     assert not wrong
 
 
-_NEIGHBOURS: list[set[str]] = []
-
-
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    edges = {m: {t for t in _imports(p) if t in MODULES and t not in (m, "mint")} for m, p in MODULES.items() if m != "mint"}
+    edges = {
+        m: {t for t in _imports(p) if t in MODULES and t not in (m, "mint")} for m, p in MODULES.items() if m != "mint"
+    }
     done: set[str] = set()
 
     def visit(module: str, line: tuple[str, ...]) -> None:
@@ -158,13 +156,31 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our wheel, built without a network."""
     place = tmp_path_factory.mktemp("wheel")
     copy = place / "source"
-    tracked = [p for p in ROOT.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]
+    tracked = [
+        p
+        for p in ROOT.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(ROOT).parts)
+    ]
     for path in tracked:
-        if path.relative_to(ROOT).parts[0] in ("mint", "kernels", "pyproject.toml", "README.md", "LICENSE") and "__pycache__" not in path.parts:
+        if (
+            path.relative_to(ROOT).parts[0] in ("mint", "kernels", "pyproject.toml", "README.md", "LICENSE")
+            and "__pycache__" not in path.parts
+        ):
             target = copy / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(place), str(copy)]
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(place),
+        str(copy),
+    ]
     subprocess.run(words, check=True, capture_output=True)
     return next(place.glob("*.whl"))
 
@@ -183,9 +199,13 @@ def test_another_package_called_kernels_works_beside_ours(wheel: Path, tmp_path:
     steps = {"before": (_install_other, _install_ours), "after": (_install_ours, _install_other)}[order]
     for step in steps:
         step(wheel, other)
-    code = "import kernels, mint.kernels as k; print(kernels.WHOSE, k.reference.__file__); import mint.kernels.reference"
+    code = (
+        "import kernels, mint.kernels as k; print(kernels.WHOSE, k.reference.__file__); import mint.kernels.reference"
+    )
     words = [sys.executable, "-c", code]
-    out = subprocess.run(words, cwd=tmp_path, env=_path(other.parent), capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        words, cwd=tmp_path, env=_path(other.parent), capture_output=True, text=True, check=True
+    ).stdout
     assert out.split()[0] == "theirs"
     assert out.split()[1].startswith(str(other.parent / "mint" / "kernels"))
 
@@ -195,7 +215,9 @@ def test_a_checkout_beside_another_package_called_kernels_uses_its_own(tmp_path:
     _install_other(tmp_path, other)
     code = f"import sys; sys.path.append({str(ROOT)!r}); import kernels, mint.kernels as k; print(kernels.WHOSE, k.reference.__file__)"
     words = [sys.executable, "-c", code]
-    out = subprocess.run(words, cwd=tmp_path, env=_path(other.parent), capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        words, cwd=tmp_path, env=_path(other.parent), capture_output=True, text=True, check=True
+    ).stdout
     assert out.split() == ["theirs", str(ROOT / "kernels" / "reference.py")]
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint.errors import MintError, RecordError
-from mint.pairfiles import read_pairs, write_pairs
 from mint.pairs import prefer_pairs
+from mint.pairs.files import read_pairs, write_pairs
 from mint.types import PreferencePair, Ranking, Record
 
 USER = {"role": "user", "content": "What colour is the sky?"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mint.arrays import map_array
 from mint.errors import RecordError
+from mint.images.arrays import map_array
 from mint.records import read_records
 from mint.records.pannuke import TISSUES, tissue
 from mint.types import Record

@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mint.cases import photo_bytes, shown_cases
-from mint.charts import ForestRow, confusion_matrix, forest, line_chart, number, reliability, scale, thinned
 from mint.errors import ConfigError
 from mint.evaluation import OUTSIDE, measure
 from mint.labels import LabelSet
 from mint.report import report_page, write_report
+from mint.report.cases import photo_bytes, shown_cases
+from mint.report.charts import ForestRow, confusion_matrix, forest, line_chart, number, reliability, scale, thinned
 from mint.types import Prediction, Record, Report
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&\u202e\x00\ud800{{}}"

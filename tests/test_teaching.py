@@ -18,17 +18,16 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from mint import lessons
 from mint.encoders import load_encoder
 from mint.encoders.fusion import FusionEncoder
 from mint.errors import ConfigError, RecordError, WorkError
-from mint.lessons import Lessons
 from mint.schedules import scheduled
-from mint.snapshots import read_facts
-from mint.targets import class_weights, losses, ranks
-from mint.teaching import Taught, teach
+from mint.teaching import Taught, lessons, teach
+from mint.teaching.lessons import Lessons
+from mint.teaching.snapshots import read_facts
+from mint.teaching.targets import class_weights, losses, ranks
+from mint.teaching.views import Views
 from mint.types import Record
-from mint.views import Views
 
 TINY = {
     "hidden_size": 32,

@@ -21,7 +21,7 @@ from mint.decoders import vision
 from mint.decoders.vision import VisionTower
 from mint.decoders.vision_config import VisionConfig, read_vision_config
 from mint.errors import RecordError
-from mint.pixels import arrangements
+from mint.images.pixels import arrangements
 
 Batch = tuple[Tensor, Tensor, Tensor]
 TINY = {"hidden_size": 128, "attention_heads": 2, "intermediate_size": 192, "num_hidden_layers": 5}

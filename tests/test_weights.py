@@ -225,7 +225,7 @@ def test_views_of_a_fused_weight_are_filled_in_place(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_and_columns_of_a_tensor_are_read_alone(tmp_path, dtype, monkeypatch):
-    monkeypatch.setattr("mint.tensorfiles._CHUNK", 48)  # two rows of 6 float32 at a time
+    monkeypatch.setattr("mint.weights.tensorfiles._CHUNK", 48)  # two rows of 6 float32 at a time
     checkpoint = open_checkpoint(written(tmp_path, numbers()))
     whole = numbers()["embed.weight"].to(dtype)
     for rows in (None, slice(0, 4), slice(3, 11), slice(5, 5), slice(-2, None)):

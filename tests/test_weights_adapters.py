@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mint.adapters import read_adapter, write_adapter
 from mint.errors import CheckpointError, ConfigError, MintError
+from mint.weights.adapters import read_adapter, write_adapter
 
 pytestmark = pytest.mark.filterwarnings("default::UserWarning")  # peft speaks of tied weights and embeddings
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"

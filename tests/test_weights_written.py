@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mint.errors import CheckpointError, ConfigError
-from mint.shards import write_checkpoint
-from mint.tensorfiles import DTYPES
 from mint.weights import open_checkpoint
+from mint.weights.shards import write_checkpoint
+from mint.weights.tensorfiles import DTYPES
 
 
 def of_all_kinds() -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     child = (
         "import resource, signal, sys, torch\n"
         "from mint.errors import WorkError\n"
-        "from mint.shards import write_checkpoint\n"
+        "from mint.weights.shards import write_checkpoint\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"

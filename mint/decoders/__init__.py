@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import read_adapter
 from ..chat import ChatTokenizer, chat_tokenizer
 from ..devices import pick_device, pick_dtype
 from ..errors import CheckpointError, ConfigError
-from ..generation import Sampling, generate
 from ..kernels import token_logprob, tree_attention, tree_layout
 from ..trees import forest, sequence
 from ..types import TokenTree
 from ..weights import FILES, SMALL_FILES, Checkpoint, fill, open_checkpoint
+from ..weights.adapters import read_adapter
 from . import lora
+from .generation import Sampling, generate
 from .llama import Llama, LlamaConfig
 
 __all__ = ["Decoder", "load_decoder"]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..adapters import Adapter, Pair
 from ..errors import CheckpointError, ConfigError
+from ..weights.adapters import Adapter, Pair
 
 ALL_LINEAR = "all-linear"
 HEAD = "lm_head"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..pixels import arrangements
+from ..images.pixels import arrangements
 
 _MULTIPLE = 8
 """Each tile's tokens are padded with zeros to a multiple of this; the pads take part in attention."""

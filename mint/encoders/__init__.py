@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
+from ..devices import pick_device
 from ..errors import CheckpointError, ConfigError
 from ..weights import SMALL_FILES, open_checkpoint
-from .encoder import Encoder, choose_device, choose_dtype
+from .encoder import Encoder, choose_dtype
 from .fusion import PICKLES, FusionEncoder, open_fusion, open_gestalt, released_gestalt
 from .scorefile import ScoreFile
 from .zeroshot import ClipEncoder, open_clip
@@ -37,7 +38,7 @@ def load_encoder(
     draws the classifier of a ViLT checkpoint that has none.
     """
     path, kind = Path(folder_or_name), ""
-    place, number = choose_device(device), choose_dtype(dtype)
+    place, number = pick_device(device), choose_dtype(dtype)
     if path.is_file() and path.suffix not in PICKLES:
         _only_clip(folder_or_name, templates, cache)
         return ScoreFile(path, classes)

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, RecordError
+from ..devices import pick_dtype
+from ..errors import RecordError
 from ..progress import Progress
 from ..types import Record
 
 R = TypeVar("R")
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Encoder(ABC):
@@ -63,25 +62,6 @@ def with_pictures(records: Sequence[Record], turn: Callable[[list[Any]], R]) -> 
         raise
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """`auto` is the GPU if there is one."""
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device {str(device)!r}: auto, cpu or cuda was wanted") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {str(device)!r}: this machine has no usable GPU; take cpu or auto")
-    return chosen
-
-
 def choose_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """`auto` is float32 on every machine: an encoder is small, and rounding would reorder classes that score alike."""
-    if isinstance(dtype, torch.dtype):
-        name = str(dtype).removeprefix("torch.")
-    else:
-        name = "float32" if dtype == "auto" else dtype
-    if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r}: auto, {', '.join(DTYPES)} was wanted")
-    return DTYPES[name]
+    return torch.float32 if dtype == "auto" else pick_dtype(dtype, torch.device("cpu"))

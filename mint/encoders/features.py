@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ConfigError, RecordError
 from ..files import replacing
 from ..images import open_image
-from ..pixel_rules import ClipSettings
+from ..images.rules import ClipSettings
 from ..types import Record
 from .clip import ClipModel
 from .encoder import with_pictures

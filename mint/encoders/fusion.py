@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import hub
 from ..errors import CheckpointError, ConfigError, RecordError
 from ..files import read_json
-from ..pixel_rules import ViltSettings, vilt_settings
-from ..pixels import vilt_pixels
+from ..images.pixels import vilt_pixels
+from ..images.rules import ViltSettings, vilt_settings
 from ..tokens import Texts, open_bert_texts
 from ..types import Record
-from ..weights import Checkpoint, fill
+from ..weights import Checkpoint, fill, hub
 from .classes import distinct, read_disease_dict, select, stated_in_config
 from .encoder import Encoder, with_pictures
 from .legacy import fill_from_pickle, read_pickle

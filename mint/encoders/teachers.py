@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from .. import hub
 from ..errors import CheckpointError, ConfigError
 from ..files import replacing, write_json
-from ..pixel_rules import ViltSettings
+from ..images.rules import ViltSettings
 from ..progress import say
-from ..tensorfiles import write_tensors
 from ..tokens import Texts, learn_words, write_bert_tokenizer
-from ..weights import open_checkpoint
+from ..weights import hub, open_checkpoint
+from ..weights.tensorfiles import write_tensors
 from .classes import distinct, named, stated_in_config
 from .fusion import FusionEncoder, new_classifier, open_fusion, open_gestalt, own_rows, released_gestalt
 from .vilt import ViltConfig, ViltForQuestionAnswering, initialise

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import hub
 from ..errors import CheckpointError, ConfigError, RecordError
-from ..pixel_rules import ClipSettings, clip_settings
-from ..pixels import clip_pixels
+from ..images.pixels import clip_pixels
+from ..images.rules import ClipSettings, clip_settings
 from ..tokens import CLIP_END, Texts, open_clip_texts
 from ..types import Record
-from ..weights import SMALL_FILES, Checkpoint, fill, open_checkpoint
+from ..weights import SMALL_FILES, Checkpoint, fill, hub, open_checkpoint
 from .classes import distinct
 from .clip import LEGACY_EOS, ClipConfig, ClipModel
 from .encoder import Encoder, in_batches, with_pictures

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import map_array
 from ..errors import RecordError
+from ..images.arrays import map_array
 from ..types import Record
 from .rows import Row
 

@@ -56,16 +56,18 @@ def texts(lengths: str) -> list[tuple[list[int], list[int], list[int]]]:
 
 def ours(folder: Path, lengths: str, dtype: str, recompute: bool) -> tuple[Callable[[], float], Any]:
     """A function that makes one step and returns its loss, and the decoder."""
-    from mint.batches import TokenPair
     from mint.config import AlignSettings
     from mint.decoders import load_decoder, lora
     from mint.training import Trainer
+    from mint.training.batches import TokenPair
 
     decoder = load_decoder(folder, dtype=dtype)
     lora.attach(decoder.network, "all-linear", rank=RANK, alpha=2 * RANK)
     decoder.network.model.recompute = recompute
     pairs = [TokenPair(str(i), p + c, p + r, len(p), len(p)) for i, (p, c, r) in enumerate(texts(lengths))]
-    settings = AlignSettings(batch_size=PAIRS, steps=10**6, epochs=1e6, schedule="constant", warmup=0, save_every=0, beta=BETA)
+    settings = AlignSettings(
+        batch_size=PAIRS, steps=10**6, epochs=1e6, schedule="constant", warmup=0, save_every=0, beta=BETA
+    )
     trainer = Trainer(decoder, settings, Path("unused"), pairs)
     decoder.network.train()
     return lambda: float(trainer.advance()["loss"]), decoder
@@ -115,7 +117,10 @@ def _trl_batch(lengths: str) -> dict[str, torch.Tensor]:
 def gemm_rate(size: str, tokens: int, dtype: str) -> float:
     """Operations per second of the largest product of a layer, as this machine makes it now."""
     width, inner = SIZES[size]["hidden_size"], SIZES[size]["intermediate_size"]
-    x, w = torch.randn(tokens, width, dtype=getattr(torch, dtype)), torch.randn(inner, width, dtype=getattr(torch, dtype))
+    x, w = (
+        torch.randn(tokens, width, dtype=getattr(torch, dtype)),
+        torch.randn(inner, width, dtype=getattr(torch, dtype)),
+    )
     start = time.perf_counter()
     for _ in range(4):
         torch.nn.functional.linear(x, w)
@@ -132,7 +137,9 @@ def needed(size: str, lengths: str) -> tuple[float, int]:
     tokens, rows = PAIRS * (prompt + chosen + rejected - 2), PAIRS * (prompt - 1 + chosen + rejected)
     seen = prompt * prompt / 2 + chosen * (prompt + chosen / 2) + rejected * (prompt + rejected / 2)
     attention = PAIRS * layers * 14 * width * seen  # 2 products forward, 5 backward
-    adapters = layers * RANK * (4 * width + 2 * width + 2 * head * s["num_key_value_heads"] + 3 * (width + inner)) * tokens * 6
+    adapters = (
+        layers * RANK * (4 * width + 2 * width + 2 * head * s["num_key_value_heads"] + 3 * (width + inner)) * tokens * 6
+    )
     return 4 * linear * tokens + attention + adapters + 4 * width * VOCABULARY * rows, tokens
 
 
@@ -141,7 +148,10 @@ def compare(size: str, lengths: str, dtype: str, rounds: int, recompute: bool) -
     with tempfile.TemporaryDirectory() as place:
         folder = make(Path(place), size)
         memory = {side: _memory(side, folder, lengths, dtype, recompute) for side in ("ours", "peers")}
-        sides = {"ours": ours(folder, lengths, dtype, recompute)[0], "peers": peers(folder, lengths, dtype, recompute)[0]}
+        sides = {
+            "ours": ours(folder, lengths, dtype, recompute)[0],
+            "peers": peers(folder, lengths, dtype, recompute)[0],
+        }
         losses = {side: step() for side, step in sides.items()}
         times: dict[str, list[float]] = {side: [] for side in sides}
         rates = []

@@ -32,8 +32,8 @@ import transformers
 
 from mint.encoders.clip import ClipConfig, ClipModel
 from mint.encoders.vilt import ViltConfig, ViltForQuestionAnswering
-from mint.pixel_rules import clip_settings, vilt_settings
-from mint.pixels import clip_pixels, vilt_pixels
+from mint.images.pixels import clip_pixels, vilt_pixels
+from mint.images.rules import clip_settings, vilt_settings
 from mint.tokens import CLIP_END, CLIP_START, learn_words, open_bert_texts, open_clip_texts, write_bert_tokenizer
 
 Side = Callable[[], Any]

@@ -29,8 +29,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from mint.pixel_rules import CLIP_MEAN, CLIP_STD, ClipSettings, MllamaSettings, ViltSettings
-from mint.pixels import clip_pixels, mllama_pixels, vilt_pixels
+from mint.images.pixels import clip_pixels, mllama_pixels, vilt_pixels
+from mint.images.rules import CLIP_MEAN, CLIP_STD, ClipSettings, MllamaSettings, ViltSettings
 
 Side = Callable[[], torch.Tensor]
 

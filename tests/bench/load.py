@@ -27,8 +27,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mint.progress import progress, set_quiet
-from mint.shards import write_checkpoint
 from mint.weights import Checkpoint, fill, open_checkpoint
+from mint.weights.shards import write_checkpoint
 
 SIDES = ("ours", "transformers", "read", "scan")
 WIDTH, MLP, VOCABULARY = 1024, 4096, 32_000

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, ConfigError
-from .files import read_json, replacing, write_json, write_text
-from .tensorfiles import TensorReader, read_header, write_tensors
+from ..errors import CheckpointError, ConfigError
+from ..files import read_json, replacing, write_json, write_text
+from ..weights.tensorfiles import TensorReader, read_header, write_tensors
 
 STATE = "checkpoint/state.safetensors"
 _JSON = "json"

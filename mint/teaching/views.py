@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .errors import RecordError
-from .types import Record
+from ..errors import RecordError
+from ..types import Record
 
 WHOLE, PHOTO, SWAPPED = 0, 1, 2
 """The record as it is; its photo alone; its note with another patient's photo."""

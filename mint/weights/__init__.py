@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
+from ..files import read_json
+from ..progress import progress
 from . import hub
-from .errors import CheckpointError
-from .files import read_json
 from .hub import FILES, INDEX, SINGLE, SMALL_FILES
-from .progress import progress
 from .tensorfiles import TensorInfo, TensorReader, describe, read_header, shown
 
 __all__ = ["FILES", "SMALL_FILES", "Checkpoint", "TensorInfo", "fill", "open_checkpoint"]

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import RecordError
-from .images import MAX_PIXELS, open_image
-from .pixel_rules import ClipSettings, MllamaSettings, ViltSettings
+from ..errors import RecordError
+from . import MAX_PIXELS, open_image
+from .rules import ClipSettings, MllamaSettings, ViltSettings
 
 VILT_LONGEST = 1333 / 800
 """The longer side may be this many times the shorter; longer pictures are shrunk."""

@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .images import open_image
-from .types import Prediction, Record
+from ..images import open_image
+from ..types import Prediction, Record
 
 _SIDE = 320
 

@@ -11,9 +11,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import CheckpointError
-from .files import inside
-from .progress import is_quiet
+from ..errors import CheckpointError
+from ..files import inside
+from ..progress import is_quiet
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .chat import ChatTokenizer
-from .config import AlignSettings
-from .errors import RecordError
-from .trees import Text, token_tree
-from .types import PreferencePair, TokenTree
+from ..chat import ChatTokenizer
+from ..config import AlignSettings
+from ..errors import RecordError
+from ..trees import Text, token_tree
+from ..types import PreferencePair, TokenTree
 
 PROMPT, CHOSEN, REJECTED, PATHS = 0, 1, 2, 3
 

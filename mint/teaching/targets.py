@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .types import Record
+from ..types import Record
 
 
 def labels_of(record: Record) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError
-from .files import read_json, replacing, replacing_folder, write_json
-from .tensorfiles import TensorReader, read_header, write_tensors
+from ..errors import CheckpointError
+from ..files import read_json, replacing, replacing_folder, write_json
+from ..weights.tensorfiles import TensorReader, read_header, write_tensors
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 

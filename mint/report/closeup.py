@@ -6,10 +6,10 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..labels import spelling
+from ..types import Report
 from .charts import confusion_matrix, reliability
-from .labels import spelling
 from .markup import attribute, card, percent, section, text
-from .types import Report
 
 _MOST_CASES = 10
 _MOST_CLASSES = 1000

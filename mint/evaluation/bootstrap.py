@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 Floats = NDArray[np.float64]
 _CELLS = 1 << 22  # of the (resamples, groups) matrix that is held at once

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
+from ..files import write_text
+from ..types import Report
 from .charts import ForestRow, Point, forest, line_chart
 from .closeup import calibration_section, cases_section, classes_section, confusion_section
-from .errors import ConfigError
-from .files import write_text
 from .markup import attribute, card, percent, section, text
 from .stylesheet import STYLE
-from .types import Report
 
 _CURVES: tuple[tuple[str, str, Mapping[str, str], bool], ...] = (
     ("Loss", "", {"loss": "loss", "nll_loss": "negative log-likelihood", "eval_loss": "held-out loss"}, False),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .errors import RecordError
+from ..errors import RecordError
 
 Picture = Image.Image
 

@@ -12,9 +12,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import RecordError
-from .jsonlines import read_json_lines, refuse, write_json_lines
-from .types import Message, PreferencePair
+from ..errors import RecordError
+from ..jsonlines import read_json_lines, refuse, write_json_lines
+from ..types import Message, PreferencePair
 
 _ROLES = ("system", "user", "assistant")
 _Answer = TypeVar("_Answer", str, list[Message])

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ..config import AlignSettings
+from ..decoders import Decoder, lora
 from .batches import TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
-from .config import AlignSettings
-from .decoders import Decoder, lora
 
 
 def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import RecordError
-from .jsonlines import read_json_lines, refuse, write_json_lines
-from .types import Prediction
+from ..errors import RecordError
+from ..jsonlines import read_json_lines, refuse, write_json_lines
+from ..types import Prediction
 
 
 def prediction_row(prediction: Prediction) -> dict[str, Any]:

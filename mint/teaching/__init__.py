@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from .encoders.encoder import choose_device
-from .encoders.teachers import choose_classes, new_encoder, open_base
-from .errors import ConfigError, RecordError
-from .files import refuse_to_replace
+from ..devices import pick_device
+from ..encoders.teachers import choose_classes, new_encoder, open_base
+from ..errors import ConfigError, RecordError
+from ..files import refuse_to_replace
+from ..records import split_records
+from ..types import Record
 from .lessons import RUN, Lessons, TeachSettings
-from .records import split_records
 from .targets import labels_of
-from .types import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def teach(
     """
     chosen = TeachSettings(**settings)
     train, judged = _sides(cases, validation, chosen)
-    place, folder = choose_device(device), Path(out)
+    place, folder = pick_device(device), Path(out)
     if base is not None and Path(base).resolve() == folder.resolve():
         raise ConfigError(f"out: {folder} is the base itself; give the new teacher a folder of its own")
     refuse_to_replace(folder, RUN)

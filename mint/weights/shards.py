@@ -17,10 +17,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
-from .files import refuse_to_replace, replacing_folder, write_json
+from ..errors import CheckpointError
+from ..files import refuse_to_replace, replacing_folder, write_json
+from ..progress import progress
 from .hub import INDEX, SINGLE, SMALL_FILES, member
-from .progress import progress
 from .tensorfiles import lay_out, raw
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import RecordError
+from ..errors import RecordError
 
 _FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, MemoryError)
 

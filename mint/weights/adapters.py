@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
+from ..files import read_json, refuse_to_replace, replacing_folder, write_json
 from . import hub
-from .errors import CheckpointError
-from .files import read_json, refuse_to_replace, replacing_folder, write_json
 from .tensorfiles import TensorInfo, TensorReader, read_header, said, shown, write_tensors
 
 Pair = tuple[Tensor, Tensor]

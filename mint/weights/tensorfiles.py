@@ -16,7 +16,7 @@ from typing import IO, Any, NoReturn
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 # Ordered as the format's own writer orders tensors: by this list, then by name, so that every tensor lies aligned.
 DTYPES = {

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CheckpointError
-from .files import read_json
+from ..errors import CheckpointError
+from ..files import read_json
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

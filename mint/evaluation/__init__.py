@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .answers import Named, parse_answer
+from ..answers import Named, parse_answer
+from ..errors import ConfigError, RecordError
+from ..labels import LabelSet, letters
+from ..types import Prediction, Ranking, Record, Report
 from .bootstrap import Floats, interval, resampled_sums
-from .errors import ConfigError, RecordError
-from .labels import LabelSet, letters
-from .types import Prediction, Ranking, Record, Report
 
 OUTSIDE = "(outside the set)"
 NOTHING = "(no answer)"

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .decoders.cache import Cache
-from .decoders.layers import Attend
-from .errors import ConfigError
+from ..errors import ConfigError
+from .cache import Cache
+from .layers import Attend
 
 
 class Network(Protocol):

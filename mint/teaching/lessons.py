@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encoders.encoder import DTYPES, in_batches
-from .encoders.fusion import FusionEncoder
-from .encoders.teachers import write_teacher
-from .errors import ConfigError, WorkError
-from .files import write_json, write_text
-from .progress import Progress, say
-from .schedules import scheduled
+from ..encoders.encoder import in_batches
+from ..encoders.fusion import FusionEncoder
+from ..encoders.teachers import write_teacher
+from ..errors import ConfigError, WorkError
+from ..files import write_json, write_text
+from ..progress import Progress, say
+from ..schedules import scheduled
+from ..types import Record
 from .snapshots import read_facts, restore_snapshot, save_snapshot
 from .targets import class_weights, labels_of, losses, ranks
-from .types import Record
 from .views import Views
 
 STATE, METRICS, RUN = "checkpoint", "metrics.jsonl", "run.json"
@@ -163,7 +163,7 @@ class Lessons:
         each = losses(logits.float(), targets.to(self.device), self.settings.loss)
         loss = (weights.to(self.device) * each).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.network.parameters(), self.settings.max_grad_norm or 1e30)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self._share(self.step)
@@ -176,7 +176,7 @@ class Lessons:
 
     def _precision(self) -> Any:
         half = self.settings.dtype == "bfloat16" or (self.settings.dtype == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, dtype=DTYPES["bfloat16"]) if half else nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext()
 
     def _targets(self, records: Sequence[Record]) -> Tensor:
         """(B, C), 1 at each record's labels."""

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import AlignSettings
+from ..decoders import Decoder, lora
+from ..devices import peak_memory
+from ..errors import WorkError
+from ..losses import OBJECTIVES
+from ..progress import Progress, progress
+from ..schedules import scheduled
+from ..weights.adapters import write_adapter
 from . import runs
-from .adapters import write_adapter
 from .batches import CHOSEN, PATHS, REJECTED, Batch, TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
-from .config import AlignSettings
-from .decoders import Decoder, lora
-from .devices import peak_memory
-from .errors import WorkError
-from .losses import OBJECTIVES
 from .objectives import METRICS, batch_loss, likelihood_tokens
-from .progress import Progress, progress
 
 
 @dataclass
@@ -73,7 +74,8 @@ class Trainer:
         """One step of the optimiser; returns its line of metrics."""
         start = time.perf_counter()
         members = step_pairs(self.pairs, self.step, self.settings)
-        rate = self.settings.lr * schedule(self.step, self.total, self.settings)
+        warmup = math.ceil(self.settings.warmup * self.total)
+        rate = self.settings.lr * scheduled(self.step, self.total, self.settings.schedule, warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -206,13 +208,3 @@ class Trainer:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.decoder.device)
-
-
-def schedule(step: int, total: int, settings: AlignSettings) -> float:
-    """The share of the learning rate at a step counted from 0: up over the warm-up, then down to 0, or constant."""
-    warm = math.ceil(settings.warmup * total)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    done = (step - warm) / max(total - warm, 1)
-    shapes = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-    return shapes[settings.schedule]

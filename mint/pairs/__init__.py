@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 
-from .answers import answer_text, heading
-from .errors import ConfigError, RecordError
-from .prompts import prompt_messages
-from .types import PreferencePair, Ranking, Record
+from ..answers import answer_text, heading
+from ..errors import ConfigError, RecordError
+from ..prompts import prompt_messages
+from ..types import PreferencePair, Ranking, Record
 
 PAPER_SIZES = {"disease": (10, 15), "tissue": (5, 5)}
 """k and q of the paper: how many classes the chosen and the rejected answer list."""

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import AlignSettings
+from ..kernels import log_odds_ratio
+from ..losses import OBJECTIVES, Answers
 from .batches import CHOSEN, PATHS, PROMPT, REJECTED, Batch, TokenPair
-from .config import AlignSettings
-from .kernels import log_odds_ratio
-from .losses import OBJECTIVES, Answers
 
 METRICS = (
     "loss",
