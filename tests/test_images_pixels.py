@@ -176,10 +176,13 @@ def test_vilt_takes_grey_clear_and_palette_pictures_that_the_official_processor_
         assert torch.equal(found, vilt_pixels([image.convert("RGB")], ViltSettings(shortest=64))[0])
 
 
-def test_pictures_too_narrow_for_a_network_are_refused() -> None:
-    with pytest.raises(RecordError, match="500 x 2 pixels: too narrow for ViLT"):
+def test_pictures_too_narrow_for_a_network_are_refused_by_name(tmp_path: Path) -> None:
+    picture(500, 2).save(tmp_path / "thin.png")
+    with pytest.raises(RecordError, match=r"thin\.png: 2 x 500 pixels, too narrow"):
+        vilt_pixels([tmp_path / "thin.png"], ViltSettings())
+    with pytest.raises(RecordError, match="picture: 500 x 2 pixels, too narrow"):
         vilt_pixels([picture(2, 500)], ViltSettings())
-    with pytest.raises(RecordError, match="3000 x 2 pixels: too narrow; crop"):
+    with pytest.raises(RecordError, match="picture: 3000 x 2 pixels, too narrow"):
         clip_pixels([picture(2, 3000)], ClipSettings())
     with pytest.raises(RecordError, match="at least one"):
         vilt_pixels([], ViltSettings())

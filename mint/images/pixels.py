@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,7 @@ def _vilt_bytes(image: Any, settings: ViltSettings) -> np.ndarray:
     width, height = picture.size
     new_height, new_width = vilt_size(height, width, settings)
     if not (new_height and new_width):
-        raise RecordError(
-            f"picture of {width} x {height} pixels: too narrow for ViLT's patches; crop it nearer to a square"
-        )
+        raise _too_narrow(image, width, height)
     return np.asarray(picture.resize((new_width, new_height), settings.resample))
 
 
@@ -85,14 +84,17 @@ def _clip_bytes(image: Any, settings: ClipSettings) -> np.ndarray:
     short, long = sorted(picture.size)
     longer = int(settings.shortest * long / short)
     if settings.shortest * longer > MAX_PIXELS:
-        raise RecordError(
-            f"picture of {picture.width} x {picture.height} pixels: too narrow; crop it nearer to a square"
-        )
+        raise _too_narrow(image, *picture.size)
     width, height = (settings.shortest if side == short else longer for side in picture.size)
     picture = picture.resize((width, height), settings.resample)
     crop_height, crop_width = settings.crop
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return np.asarray(picture.crop((left, top, left + crop_width, top + crop_height)))  # black beyond its edges
+
+
+def _too_narrow(image: Any, width: int, height: int) -> RecordError:
+    name = image if isinstance(image, (str, Path)) else "picture"
+    return RecordError(f"{name}: {width} x {height} pixels, too narrow for this network; crop it nearer to a square")
 
 
 @dataclass(frozen=True, slots=True)
