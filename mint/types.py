@@ -20,7 +20,8 @@ Message = dict[str, Any]
 class Record:
     """One case: what is known of it, in any modality.
 
-    `image` is a path, a path with the item of an array or archive behind '#' (`fold1/images.npy#17`), or an open picture.
+    `image` is a path, a path with the item of an array or archive behind '#' (`fold1/images.npy#17`), an open picture, or
+    what draws one when asked (`image.draw()`, as the built-in tasks' do).
     `terms` are the findings present and `excluded` those looked for and absent, each as written in the source.
     """
 

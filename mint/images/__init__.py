@@ -58,8 +58,10 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture at `source`, decoded, upright, in RGB, transparency laid on white, the first frame of several.
 
     `source` is a path, an item of an array on disk (`fold1/images.npy#17`, only that item is read), an open picture,
-    or an array (H, W, 3) or (H, W) of values in 0..255.
+    an array (H, W, 3) or (H, W) of values in 0..255, or what draws itself (`source.draw()`, the built-in tasks').
     """
+    if hasattr(source, "draw"):
+        source = source.draw()
     if isinstance(source, Image.Image):
         return _finished(source, str(getattr(source, "filename", "") or "picture"), max_pixels)
     if isinstance(source, np.ndarray):
