@@ -26,12 +26,19 @@ from .prompts import prompt_messages
 from .ranking import rank
 from .records import read_records
 from .scoring import Ranker
+from .teaching import Taught
+from .teaching import teach as train_teacher
 from .training import Trainer, runs
 from .training.audit import activation_bytes, audit
 from .training.batches import TokenPair, token_pairs
 from .types import Prediction, PreferencePair, Record, Report
 from .weights.adapters import read_adapter
 from .weights.shards import write_checkpoint
+
+
+def teach(cases: str | Path | Iterable[Record], *, out: str | Path, **choices: Any) -> Taught:
+    """Train the fusion encoder on cases that have photo, note and label. `choices` are those of `teaching.teach`."""
+    return train_teacher(_records(cases), out=out, **choices)
 
 
 def prefer(
