@@ -157,13 +157,13 @@ def _sort(
     sides: dict[str, dict[str, TensorInfo]] = {"A": {}, "B": {}}
     base = {}
     for name, info in tensors.items():
-        if lora := _LORA.fullmatch(name):
+        if (lora := _LORA.fullmatch(name)) and info.dtype.is_floating_point:
             sides[lora[2]][lora[1]] = info
         elif own := _BASE.fullmatch(name):
             base[f"{own[1]}.weight"] = info
         else:
             raise CheckpointError(
-                f"{path}: tensor {shown(name)} is no lora_A or lora_B of a linear layer; use plain LoRA"
+                f"{path}: tensor {shown(name)} ({info}) is no lora_A or lora_B of a linear layer; use plain LoRA"
             )
     lonely = sorted(sides["A"].keys() ^ sides["B"].keys())
     if lonely:
