@@ -241,7 +241,7 @@ def test_a_message_of_another_form_is_refused(text: ChatTokenizer, message: Any,
         text.chat_ids([message])
 
 
-def _dated(folder: Path, place: Path, template: str, **files: Any) -> ChatTokenizer:
+def _dated(place: Path, template: str, **files: Any) -> ChatTokenizer:
     write_tokenizer(place)
     if "jinja" in files:
         (place / "chat_template.jinja").write_text(template)
@@ -253,7 +253,7 @@ def _dated(folder: Path, place: Path, template: str, **files: Any) -> ChatTokeni
 
 @pytest.mark.parametrize("where", ["jinja", "tokenizer_config"])
 def test_llama_31_keeps_its_fixed_date_and_32_has_todays(
-    folder: Path, oracle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    oracle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """The date that the official template itself writes, when none is given."""
     clock = SimpleNamespace(today=lambda: datetime.date(2026, 3, 5))
@@ -264,7 +264,7 @@ def test_llama_31_keeps_its_fixed_date_and_32_has_todays(
         template = _official(name)
         place = tmp_path / name
         place.mkdir()
-        tokenizer = _dated(folder, place, template, **{where: True})
+        tokenizer = _dated(place, template, **{where: True})
         assert tokenizer.date == date
         given_date = {} if name == "llama3_1" else {"date_string": date}
         assert tokenizer.chat_ids(messages) == _rendered(oracle, template, messages, False, **given_date)
@@ -301,12 +301,12 @@ def test_an_end_that_is_no_number_is_refused(folder: Path) -> None:
 def test_text_comes_back_from_its_ids(text: ChatTokenizer) -> None:
     said = "Long face, naïve 顔 \n\n 12345 <|eot_id|>"
     assert text.decode(text.encode(said)) == said
-    assert text.decode(text.plain_ids("x") + [text.end_id()]) == "x"
+    assert text.decode([*text.plain_ids("x"), text.end_id()]) == "x"
     assert text.encode_all(["a b", ""]) == [text.encode("a b"), []]
 
 
 def test_a_missing_or_broken_tokenizer_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no tokenizer.json"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         chat_tokenizer(tmp_path, {})
     for wrong in ("{", "{}", '{"model": {"type": "BPE"}}', "[1]"):
         (tmp_path / "tokenizer.json").write_text(wrong)
