@@ -122,6 +122,8 @@ class ChatTokenizer:
 
 
 def _role(message: Message) -> str:
+    if not isinstance(message, dict):
+        raise ConfigError(f"a message is {message!r}; wanted {{'role': …, 'content': …}}")
     role = message.get("role")
     if role not in _ROLES:
         raise ConfigError(f"a message has role {role!r}; wanted one of {', '.join(_ROLES)}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import ConfigError
 from .types import TokenTree
 
 
@@ -23,6 +24,10 @@ class Text(NamedTuple):
 
 def token_tree(texts: Sequence[Text], images: tuple[Any, ...] = ()) -> TokenTree:
     """The trie of the texts in depth-first order; path p is texts[p]. A token that nothing follows is only a label."""
+    if any(text.first < 1 for text in texts):
+        raise ConfigError(
+            "a text is scored from its first token, which has nothing before it; let `first` be at least 1"
+        )
     order = sorted(range(len(texts)), key=lambda p: list(texts[p].ids))
     nodes: list[int] = []  # the token of each node
     parents: list[int] = []
@@ -62,7 +67,7 @@ def _assemble(
     number = torch.cat([inner.new_zeros(1, dtype=torch.int64), inner.cumsum(0)])  # tokens before each node
     scored = [torch.tensor(line[first:], dtype=torch.int64) for line, first in lines]
     edges, members = torch.cat([*scored, deepest[:0]]).unique(return_inverse=True)
-    counts = torch.tensor([len(line) for line in scored])
+    counts = torch.tensor([len(line) for line in scored], dtype=torch.int64)
     return TokenTree(
         ids=node[inner],
         end=number[deepest[inner] + 1],
@@ -107,7 +112,7 @@ def forest(trees: Sequence[TokenTree]) -> TokenTree:
     paths = _offsets([tree.paths for tree in trees])
 
     def joined(name: str, offsets: Sequence[int] | None = None) -> Tensor:
-        parts = [getattr(tree, name) for tree in trees]
+        parts = [getattr(tree, name) for tree in trees] or [torch.zeros(0, dtype=torch.int64)]
         return torch.cat(parts if offsets is None else [x + o for x, o in zip(parts, offsets, strict=False)])
 
     return TokenTree(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,11 @@ class Decoder:
     def logits(self, ids: Tensor | Sequence[Sequence[int]], images: Any = None) -> Tensor:
         """Logits of plain rows: ids (B, T) -> (B, T, V). No padding: rows of unequal length go one by one."""
         self._check_images(images)
-        rows = torch.as_tensor(ids, dtype=torch.int64)
-        self._check_ids(rows.flatten().tolist())
+        rows = self._rows(ids)
+        if len({len(row) for row in rows}) > 1:
+            raise ConfigError(f"rows of unequal length {[len(row) for row in rows]}; ask for their logits one by one")
         hidden = self.hidden(forest([sequence(row) for row in rows]))
-        out: Tensor = self.network.lm_head(hidden).unflatten(0, rows.shape)
+        out: Tensor = self.network.lm_head(hidden).unflatten(0, (len(rows), -1))
         return out
 
     def generate(
@@ -80,20 +82,29 @@ class Decoder:
     ) -> list[list[int]]:
         """New tokens of each prompt, up to and with its stop token; the prompts may differ in length."""
         self._check_images(images)
-        prompts = [list(map(int, row)) for row in (ids.tolist() if isinstance(ids, Tensor) else ids)]
-        for prompt in prompts:
-            self._check_ids(prompt)
         sampling = Sampling(temperature, top_k, top_p, seed)
-        return generate(self.network, prompts, max_new_tokens, sampling, self.tokenizer.stop_ids, self.device, on_token)
+        stops = self.tokenizer.stop_ids
+        return generate(self.network, self._rows(ids), max_new_tokens, sampling, stops, self.device, on_token)
 
     def _check_images(self, images: Any) -> None:
         if images is not None and any(images):
             raise ConfigError(f"{self.checkpoint.name}: reads text alone; images need a Llama 3.2 Vision model")
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        rows = self.network.model.embed_tokens.num_embeddings
-        if ids and not 0 <= min(ids) <= max(ids) < rows:
-            raise ConfigError(f"token ids {min(ids)}..{max(ids)}; {self.checkpoint.name} has ids 0..{rows - 1}")
+    def _rows(self, ids: Any) -> list[list[int]]:
+        """Token ids (B, T), or rows of unequal length, as lists; each an id that the model has."""
+        try:
+            rows = [[index(token) for token in _plain(row)] for row in _plain(ids)]
+        except TypeError:
+            raise ConfigError("ids are (B, T), rows of whole numbers; found something else") from None
+        found, count = [token for row in rows for token in row], self.network.model.embed_tokens.num_embeddings
+        if found and not 0 <= min(found) <= max(found) < count:
+            raise ConfigError(f"token ids {min(found)}..{max(found)}; {self.checkpoint.name} has ids 0..{count - 1}")
+        return rows
+
+
+def _plain(values: Any) -> Any:
+    """A tensor or array as lists."""
+    return values.tolist() if hasattr(values, "tolist") else values
 
 
 def load_decoder(
