@@ -145,7 +145,7 @@ def write_adapter(
 
 
 def _load(reader: TensorReader, info: TensorInfo) -> Tensor:
-    tensor = torch.empty(info.shape, dtype=info.dtype)
+    tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
     reader.read(info, tensor)
     return tensor
 

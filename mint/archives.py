@@ -24,12 +24,12 @@ _FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, Ru
 def zip_values(path: Path) -> Iterator[Located]:
     """The value of each .json member; a member that is too large, linked, broken or leads out is an error."""
     try:
-        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
+        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             left = TOTAL_LIMIT
             for member in archive.infolist():
                 if not _wanted(member.filename):
                     continue
-                where = f"{path}!{member.filename}"
+                where = f"{path}!{' '.join(member.filename.split())}"
                 data = _contents(archive, member, path, where)
                 left -= MEMBER_LIMIT if isinstance(data, RecordError) else len(data)
                 if left < 0:

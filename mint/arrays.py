@@ -22,11 +22,10 @@ def map_array(path: str | Path) -> np.ndarray[Any, Any]:
                 raise RecordError(f"{path}: not an .npy file; fetch it again, or write it with numpy.save")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote, and reads them
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (*_FAULTS, SyntaxError, TokenError) as fault:
-        raise RecordError(f"{path}: not an array that can be read ({fault}); write it again with numpy.save") from fault
+        why = (str(fault) or type(fault).__name__).splitlines()[0]
+        raise RecordError(f"{path}: not an array that can be read ({why}); write it again with numpy.save") from fault
     if not array.nbytes:
-        raise RecordError(
-            f"{path}: an array of shape {array.shape} and type {array.dtype} holds nothing; fetch it again"
-        )
+        raise RecordError(f"{path}: an array of shape {array.shape} and type {array.dtype} is empty; fetch it again")
     return array

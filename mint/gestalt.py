@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class _Pictures:
         self.folders = [first, *(folder for place in places for folder in _subfolders(place))]
 
     def path(self, name: str, where: str) -> str | None:
-        """The picture of this name where it lies, else where it should lie; the folder that had the last is asked first."""
+        """The picture of this name where it lies, else where it should; the folder of the last one is asked first."""
         if not name:
             return None
         for at, folder in enumerate(self.folders):
@@ -89,7 +89,7 @@ def _subfolders(place: Path) -> list[str]:
     return [os.path.join("" if str(place) == "." else place, name) for name in inner[:_FOLDERS]]
 
 
-def _terms(text: str, names: dict[str, str]) -> list[str]:
+def _terms(text: str, names: Mapping[str, str]) -> list[str]:
     return [names.get(one, one) for one in _ids(text)]
 
 

@@ -60,13 +60,10 @@ def _counts(age: str) -> tuple[int, int, int, int] | None:
         years, months, weeks, days = float(age), 0.0, 0.0, 0.0
     else:
         return None
-    months += 12 * (years % 1)
-    return (
-        int(years) + round(months) // 12 * bool(years),
-        round(months) % (12 if years else 10**9),
-        int(weeks),
-        int(days),
-    )
+    months = round(months + 12 * (years % 1))
+    if years:
+        years, months = years + months // 12, months % 12
+    return int(years), int(months), int(weeks), int(days)
 
 
 _PART = r"(?:(\d{1,4}(?:[.,]\d{1,6})?)%s)?"

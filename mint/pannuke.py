@@ -32,7 +32,7 @@ def fold_records(folds: Sequence[Path]) -> Iterator[Row]:
 
 
 def tissue(name: str) -> str | None:
-    """PanNuke's own spelling of a tissue, found by its letters only: 'Bile duct', 'bile_duct' and 'Bile-duct' are one."""
+    """PanNuke's own spelling of a tissue, found by its letters only: 'bile duct' is 'Bile-duct'."""
     return _BY_LETTERS.get(_letters(name))
 
 
@@ -54,11 +54,10 @@ def _fold(fold: Path, name: str) -> Iterator[Row]:
 
 
 def _tissue_at(types: np.ndarray[Any, Any], index: int) -> str | None:
-    try:
-        value = types[index]
-        return tissue(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
-    except ValueError:  # code points beyond Unicode
-        return None
+    """The tissue named by one item, decoded from its bytes: numpy makes broken texts of bad code points."""
+    order, kind = types.dtype.str[:2]
+    encoding = "utf-8" if kind == "S" else "utf-32-be" if order == ">" else "utf-32-le"
+    return tissue(types[index : index + 1].tobytes().decode(encoding, "replace"))
 
 
 def _letters(name: str) -> str:

@@ -120,7 +120,7 @@ def _age(packet: Mapping[str, Any], subject: Mapping[str, Any], present: list[Ma
 
 
 def _time(time: Any, where: str) -> str:
-    """An ISO 8601 duration where the time is an age or a range of ages (its start), a name where it is a stage of life."""
+    """An ISO 8601 duration for an age or a range of ages (its start), a name for a stage of life."""
     if not isinstance(time, dict):
         return ""
     age = time.get("age")
@@ -131,7 +131,7 @@ def _time(time: Any, where: str) -> str:
             return _time(time[name], where)
     if isinstance(time.get("ontologyClass"), dict):
         return _term(time["ontologyClass"], {}, where)
-    return plain(time.get("iso8601duration") or age, "age", where)
+    return plain(time.get("iso8601duration", age), "age", where)
 
 
 def _publication(packet: Mapping[str, Any], where: str) -> str:
@@ -151,7 +151,7 @@ def _object(value: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise RecordError(f"{where}: {name} is {shown(found)}, an object was wanted; write it as the schema says")
+        raise RecordError(f"{where}: {name} is {shown(found)}, an object was wanted; see the schema")
     return found
 
 

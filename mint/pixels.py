@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,10 @@ def vilt_pixels(images: Iterable[Any], settings: ViltSettings) -> tuple[Tensor, 
     heights = torch.tensor([picture.shape[0] for picture in pictures])
     widths = torch.tensor([picture.shape[1] for picture in pictures])
     height, width = int(heights.amax()), int(widths.amax())
-    pixels = torch.empty(len(pictures), 3, height, width)
-    for out, picture in zip(pixels.numpy(), pictures, strict=True):
-        out[:, picture.shape[0] :] = 0
-        out[:, :, picture.shape[1] :] = 0
+    pixels = np.zeros((len(pictures), 3, height, width), np.float32)
+    for out, picture in zip(pixels, pictures, strict=True):
         _fill(out, picture, settings.colours.table())
-    return pixels, _corner_mask(heights, widths, height, width)
+    return torch.from_numpy(pixels), _corner_mask(heights, widths, height, width)
 
 
 def _corner_mask(heights: Tensor, widths: Tensor, height: int, width: int) -> Tensor:
@@ -55,9 +54,7 @@ def _vilt_bytes(image: Any, settings: ViltSettings) -> np.ndarray:
     width, height = picture.size
     new_height, new_width = vilt_size(height, width, settings)
     if not (new_height and new_width):
-        raise RecordError(
-            f"picture of {width} x {height} pixels: too narrow for ViLT's patches; crop it nearer to a square"
-        )
+        raise _too_narrow(image, width, height)
     return np.asarray(picture.resize((new_width, new_height), settings.resample))
 
 
@@ -76,10 +73,10 @@ def vilt_size(height: int, width: int, settings: ViltSettings) -> tuple[int, int
 def clip_pixels(images: Iterable[Any], settings: ClipSettings) -> Tensor:
     """Pixels (B, 3, S, S) float32: the shorter side resized, the middle cut out."""
     pictures = _each(lambda image: _clip_bytes(image, settings), images)
-    pixels = torch.empty(len(pictures), 3, *settings.crop)
-    for out, picture in zip(pixels.numpy(), pictures, strict=True):
+    pixels = np.zeros((len(pictures), 3, *settings.crop), np.float32)
+    for out, picture in zip(pixels, pictures, strict=True):
         _fill(out, picture, settings.colours.table())
-    return pixels
+    return torch.from_numpy(pixels)
 
 
 def _clip_bytes(image: Any, settings: ClipSettings) -> np.ndarray:
@@ -87,14 +84,17 @@ def _clip_bytes(image: Any, settings: ClipSettings) -> np.ndarray:
     short, long = sorted(picture.size)
     longer = int(settings.shortest * long / short)
     if settings.shortest * longer > MAX_PIXELS:
-        raise RecordError(
-            f"picture of {picture.width} x {picture.height} pixels: too narrow; crop it nearer to a square"
-        )
+        raise _too_narrow(image, *picture.size)
     width, height = (settings.shortest if side == short else longer for side in picture.size)
     picture = picture.resize((width, height), settings.resample)
     crop_height, crop_width = settings.crop
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return np.asarray(picture.crop((left, top, left + crop_width, top + crop_height)))  # black beyond its edges
+
+
+def _too_narrow(image: Any, width: int, height: int) -> RecordError:
+    name = image if isinstance(image, (str, Path)) else "picture"
+    return RecordError(f"{name}: {width} x {height} pixels, too narrow for this network; crop it nearer to a square")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class MllamaPixels:
 def mllama_pixels(images: Sequence[Sequence[Any]], settings: MllamaSettings) -> MllamaPixels:
     """For each row its pictures, each laid out on the tiles that fit it best; tiles run row by row."""
     shape = len(images), max((len(row) for row in images), default=0)
-    pixels = torch.zeros(*shape, settings.max_tiles, 3, settings.size, settings.size)
+    pixels = np.zeros((*shape, settings.max_tiles, 3, settings.size, settings.size), np.float32)  # untouched is free
     ids = torch.zeros(*shape, dtype=torch.int64)
     mask = torch.zeros(*shape, settings.max_tiles, dtype=torch.int64)
     mask[..., 0] = 1
@@ -122,20 +122,20 @@ def mllama_pixels(images: Sequence[Sequence[Any]], settings: MllamaSettings) -> 
             ids[i, j] = 1 + arrangements(settings.max_tiles).index((high, wide))
             mask[i, j, : high * wide] = 1
             tiles[i].append(high * wide)
-    return MllamaPixels(pixels, ids, mask, tiles)
+    return MllamaPixels(torch.from_numpy(pixels), ids, mask, tiles)
 
 
-def _lay_out(image: Any, tiles: Tensor, settings: MllamaSettings) -> tuple[int, int]:
+def _lay_out(image: Any, tiles: np.ndarray, settings: MllamaSettings) -> tuple[int, int]:
     """Fill `tiles` (max_tiles, 3, S, S) from the picture; returns how many tiles high and wide it is."""
     picture, size = open_image(image), settings.size
     high, wide = best_arrangement(picture.height, picture.width, size, settings.max_tiles)
     height, width = fitted_size(picture.height, picture.width, high * size, wide * size, size)
     pixels = np.asarray(picture.resize((width, height), settings.resample))
     table = settings.colours.table()
-    tiles[: high * wide] = torch.from_numpy(table[:, :1, None].copy())  # beyond the picture: black, before the colours
+    tiles[: high * wide] = table[:, :1, None]  # beyond the picture: black, before the colours
     for tile in range(high * wide):
         top, left = tile // wide * size, tile % wide * size
-        _fill(tiles[tile].numpy(), pixels[top : top + size, left : left + size], table)
+        _fill(tiles[tile], pixels[top : top + size, left : left + size], table)
     return high, wide
 
 

@@ -2,8 +2,8 @@
 
 Formats are told apart by what is in the file or folder. A file: JSON lines or a JSON document (MINT's own columns, flat
 cases, phenopackets), a CSV or TSV (MINT's own columns, GestaltMML's, those of GMDB), a zip of phenopackets, a picture;
-text may be gzipped. A folder: PanNuke folds, tables, pictures in class folders, phenopackets; the first of these that is
-there is read.
+text may be gzipped. A folder: PanNuke folds, tables, pictures in class folders, phenopackets; the first of these that
+is there is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .hpo import read_hpo
 from .notes import compose_note
 from .pannuke import fold_records
 from .phenopackets import case_record, is_case, is_phenopacket, phenopacket_record
-from .rows import SPLITS, Reading, Row, images_folder, record_of, renamed, shown
+from .rows import COLUMNS, SPLITS, Reading, Row, images_folder, record_of, renamed, shown
 from .sources import Located, head, json_values, opened
 from .tables import is_table, table_records
 from .types import Record
@@ -43,14 +43,16 @@ def read_records(
 ) -> Iterator[Record]:
     """The records of a file or folder, in its order, each id once.
 
-    The first bad row is a RecordError that names its file and line; with a list for `skipped`, bad rows are left out and
-    what is wrong with each is put there. `hpo` names HPO ids, `images` is the folder that image paths start from (the
-    table's own by default), `columns` maps our column names to a table's own, `undiagnosed` lets phenopackets without
-    a diagnosis pass, and `compose` writes the note of a record that has none.
+    The first bad row is a RecordError that names its file and line; with a list for `skipped`, bad rows are left out
+    and what is wrong with each is put there. `hpo` names HPO ids, `images` is the folder that image paths start from
+    (the table's own by default), `columns` maps our column names to a table's own, `undiagnosed` lets phenopackets
+    without a diagnosis pass, and `compose` writes the note of a record that has none.
     """
     path = Path(path)
     if not os.path.exists(path):
         raise RecordError(f"{path}: no such file or folder; give a table, a phenopacket or a folder of cases")
+    if unknown := set(columns or ()) - set(COLUMNS):
+        raise ConfigError(f"columns: {shown(min(unknown))} is none of ours; wanted {', '.join(COLUMNS)}")
     reading = Reading(
         images=None if images is None else Path(images),
         terms={} if hpo is None else read_hpo(hpo),
@@ -65,8 +67,8 @@ def read_records(
 def split_of(record: Record, shares: Mapping[str, float] = SHARES, seed: int = 0) -> str:
     """The split of one record: its own where it names one, else by a hash of its group, or of its id without a group.
 
-    The hash is the same on every machine and does not depend on the other records: a record stays where it is when others
-    come or go, and a group is never on both sides.
+    The hash is the same on every machine and does not depend on the other records: a record stays where it is when
+    others come or go, and a group is never on both sides.
     """
     _check(shares)
     if record.split:
@@ -78,7 +80,7 @@ def split_of(record: Record, shares: Mapping[str, float] = SHARES, seed: int = 0
         reached += share
         if place < reached:
             return name
-    return next(name for name in reversed(shares) if shares[name])
+    return [name for name, share in shares.items() if share][-1]
 
 
 def split_records(
@@ -125,20 +127,22 @@ def _kept(
                 seen.add(key)
                 yield record if record.note else replace(record, note=compose(record))
                 continue
-            record = RecordError(
-                f"{where}: the id {shown(record.id)} was there before; give each record an id of its own"
-            )
+        error = _doubled(record, where) if isinstance(record, Record) else record
         if skipped is None:
-            raise record
-        skipped.append(str(record))
+            raise error
+        skipped.append(str(error))
     if empty:
         raise RecordError(f"{path}: no records in it; give a file or folder with at least one case")
+
+
+def _doubled(record: Record, where: str) -> RecordError:
+    return RecordError(f"{where}: the id {shown(record.id)} was there before; give each record an id of its own")
 
 
 def _file_rows(path: Path, reading: Reading) -> Iterator[Row]:
     with opened(path) as file:
         start = head(file, path)
-        if start.startswith(b"PK\x03\x04") or start.startswith(b"PK\x05\x06"):
+        if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             yield from _json_rows(zip_values(path), path, reading)
         elif start.startswith(b"\x93NUMPY"):
             yield from fold_records([path.parent])
@@ -184,8 +188,9 @@ def _in_split(rows: Iterator[Row], path: Path) -> Iterator[Row]:
     split = SPLITS.get(path.name.split(".")[0].lower())
     for where, row in rows:
         if split and isinstance(row, Record) and not row.split:
-            row = replace(row, split=split)
-        yield where, row
+            yield where, replace(row, split=split)
+        else:
+            yield where, row
 
 
 def _one_document(path: Path, reading: Reading) -> Iterator[Row]:

@@ -143,6 +143,6 @@ def _well_formed(value: str, column: str, where: str) -> None:
         value.encode()
     except UnicodeEncodeError as fault:
         raise RecordError(
-            f"{where}: {column} holds half a character (surrogate at {fault.start + 1}), whole Unicode text was wanted; "
+            f"{where}: {column} holds half a character (surrogate at {fault.start + 1}), whole text was wanted; "
             f"write the text again as UTF-8"
         ) from None

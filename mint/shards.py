@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from .errors import CheckpointError
 from .files import refuse_to_replace, replacing_folder, write_json
 from .hub import INDEX, SINGLE, SMALL_FILES, member
+from .progress import progress
 from .tensorfiles import lay_out, raw
 
 
@@ -40,7 +42,8 @@ def write_checkpoint(
         if copy_from is not None:
             _copy_small_files(Path(copy_from), beside)
         write_json(beside / "config.json", config)
-        _name_shards(beside, list(_write_shards(beside, tensors, int(shard_bytes))))
+        counted = progress(tensors, "writing weights", unit="tensor")
+        _name_shards(beside, list(_write_shards(beside, counted, int(shard_bytes))))
 
 
 def _copy_small_files(source: Path, target: Path) -> None:
@@ -51,23 +54,25 @@ def _copy_small_files(source: Path, target: Path) -> None:
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, int]]:
     """Write shard-1, shard-2, ... of at most `limit` bytes (or one tensor) and yield the names and sizes in each."""
-    shard, number, seen = _Shard(folder), 1, set()
-    for name, tensor in tensors:
-        if name in seen:
-            raise CheckpointError(f"{folder}: tensor {name} is written twice")
-        seen.add(name)
-        if shard.sizes and shard.spooled + tensor.nbytes > limit:
-            yield shard.close(folder / f"shard-{number}")
-            shard, number = _Shard(folder), number + 1
-        shard.add(name, tensor)
-    yield shard.close(folder / f"shard-{number}")
+    number, seen = 1, set()
+    with ExitStack() as spools:
+        shard = _Shard(folder, spools)
+        for name, tensor in tensors:
+            if name in seen:
+                raise CheckpointError(f"{folder}: tensor {name} is written twice")
+            seen.add(name)
+            if shard.sizes and shard.spooled + tensor.nbytes > limit:
+                yield shard.close(folder / f"shard-{number}")
+                shard, number = _Shard(folder, spools), number + 1
+            shard.add(name, tensor)
+        yield shard.close(folder / f"shard-{number}")
 
 
 class _Shard:
     """A safetensors file in the making. The header stands first but is known last, so the tensors wait in a spool."""
 
-    def __init__(self, folder: Path) -> None:
-        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
+    def __init__(self, folder: Path, spools: ExitStack) -> None:
+        self._spool: IO[bytes] = spools.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
         self._shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self._starts: dict[str, int] = {}
         self.sizes: dict[str, int] = {}

@@ -24,24 +24,24 @@ Located = tuple[str, Any]
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[io.BufferedReader]:
+def opened(path: str | Path) -> Iterator[io.BufferedReader[Any]]:
     """The file's bytes, unpacked where they are gzipped, with at least the start of them in reach of `peek`."""
     try:
-        file = open(path, "rb", buffering=HEAD)  # noqa: SIM115 (closed below)
+        file = io.BufferedReader(io.FileIO(path), HEAD)
     except (OSError, ValueError) as fault:
         raise RecordError(f"{path}: cannot be opened ({fault}); see that it is there and yours to read") from fault
     try:
         with file as raw:
             if raw.peek(2)[:2] == b"\x1f\x8b":
                 with gzip.GzipFile(fileobj=raw) as unpacked:
-                    yield io.BufferedReader(unpacked, HEAD)  # type: ignore[arg-type]
+                    yield io.BufferedReader(unpacked, HEAD)
             else:
                 yield raw
     except READ_FAULTS as fault:
         raise RecordError(f"{path}: the file breaks off ({fault}); fetch or write it again") from fault
 
 
-def head(file: io.BufferedReader, path: str | Path) -> bytes:
+def head(file: io.BufferedReader[Any], path: str | Path) -> bytes:
     """The first bytes (some 64 KiB) without moving on, less a byte order mark; UTF-16 is refused."""
     start = file.peek(HEAD)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -49,7 +49,7 @@ def head(file: io.BufferedReader, path: str | Path) -> bytes:
     return start.removeprefix(BOM)
 
 
-def lines(file: io.BufferedReader, path: str | Path) -> Iterator[tuple[int, bytes]]:
+def lines(file: io.BufferedReader[Any], path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Each line with its number from 1, line end kept; a line over the limit is refused before it is read whole."""
     number = 0
     while True:
@@ -68,7 +68,7 @@ def lines(file: io.BufferedReader, path: str | Path) -> Iterator[tuple[int, byte
         yield number, line.removeprefix(BOM) if number == 1 else line
 
 
-def json_values(file: io.BufferedReader, path: str | Path) -> Iterator[Located]:
+def json_values(file: io.BufferedReader[Any], path: str | Path) -> Iterator[Located]:
     """The values of a JSON lines file one at a time, or those of a whole JSON document (a list's items, or the one)."""
     if _is_document(head(file, path)):
         yield from _document(file, path)
@@ -94,7 +94,7 @@ def parsed(data: bytes, where: str) -> Any:
         return RecordError(f"{where}: not JSON that can be read ({fault}); mend or remove the line")
 
 
-def _document(file: io.BufferedReader, path: str | Path) -> Iterator[Located]:
+def _document(file: io.BufferedReader[Any], path: str | Path) -> Iterator[Located]:
     try:
         data = file.read(DOCUMENT_LIMIT + 1)
     except READ_FAULTS as fault:

@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import RecordError
 from .gestalt import gestaltmml_rows, gmdb_rows
-from .rows import COLUMNS, Reading, Row, images_folder, record_of, renamed, shown
+from .rows import COLUMNS, CONTENT, Reading, Row, images_folder, record_of, renamed, shown
 from .sources import LINE_LIMIT, lines, opened
 from .types import Record
 
@@ -17,7 +18,7 @@ _REREAD_LIMIT = 64 << 20
 Convert = Callable[[dict[str, str], str], Record]
 
 
-def table_records(file: io.BufferedReader, path: Path, reading: Reading) -> Iterator[Row]:
+def table_records(file: io.BufferedReader[Any], path: Path, reading: Reading) -> Iterator[Row]:
     """One row of the file after the other; a header without the wanted columns is refused."""
     source = _Lines(file, path)
     delimiter, names = header(source.header())
@@ -58,11 +59,13 @@ def layout(names: list[str]) -> str | None:
 
 
 def is_table(path: Path, reading: Reading) -> bool:
-    """Whether the file's first line is the header of a table of cases."""
+    """Whether the file's first line is the header of a table of cases: more than ids and labels, as a glossary has."""
     with opened(path) as file:
         first = file.peek(1 << 16).partition(b"\n")[0].decode("utf-8-sig", "replace")
     names = header(first)[1]
-    return bool(reading.columns and set(reading.columns.values()) <= set(names)) or layout(names) is not None
+    named = {ours for ours, theirs in reading.columns.items() if theirs.strip().lower() in names}
+    kind = layout([*names, *named])
+    return kind is not None and (kind != "records" or bool((CONTENT - {"label", "labels"}) & {*names, *named}))
 
 
 def _conversion(names: list[str], path: Path, reading: Reading) -> Convert:
@@ -105,9 +108,9 @@ def _why(fault: csv.Error) -> str:
 
 
 class _Lines:
-    """The lines of a table for `csv.reader`, kept until their row is whole: a broken row then costs only its first line."""
+    """The lines of a table for `csv.reader`, kept until their row is whole: a broken row costs only its first line."""
 
-    def __init__(self, file: io.BufferedReader, path: Path) -> None:
+    def __init__(self, file: io.BufferedReader[Any], path: Path) -> None:
         self.path = path
         self.source = lines(file, path)
         self.row: list[tuple[int, str]] = []

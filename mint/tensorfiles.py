@@ -40,7 +40,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(DTYPES.values())}
 
 HEADER_LIMIT = 100_000_000
-_CHUNK = 4 << 20  # bytes staged at a time where a tensor cannot be read straight into its place
+_CHUNK = 2 << 20  # bytes staged at a time where a tensor cannot be read straight into its place
 _PIECE = 64 << 20  # bytes asked of the system in one read
 
 
@@ -170,7 +170,7 @@ class TensorReader:
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
         self._path: Path | None = None
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def __enter__(self) -> TensorReader:
         return self
@@ -199,7 +199,7 @@ class TensorReader:
         one, other = replace(one, shape=(count,)), replace(other, shape=(count,))
         for start in range(0, count, _CHUNK):
             rows = slice(start, min(start + _CHUNK, count))
-            values = torch.empty(2, rows.stop - start, dtype=one.dtype)
+            values = torch.empty(2, rows.stop - start, dtype=one.dtype, device="cpu")
             self.read(one, values[0], rows)
             self.read(other, values[1], rows)
             if raw(values[0]) != raw(values[1]):
@@ -223,7 +223,7 @@ class TensorReader:
 
     def _staging(self, size: int, pinned: bool) -> Tensor:
         if self._buffer.numel() < size or self._buffer.is_pinned() != pinned:
-            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+            self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         return self._buffer
 
     def _fill(self, info: TensorInfo, offset: int, out: Tensor) -> None:

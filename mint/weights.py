@@ -6,7 +6,10 @@ in no more memory than the model itself. A checkpoint's names are the model's na
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,12 +22,13 @@ from . import hub
 from .errors import CheckpointError
 from .files import read_json
 from .hub import FILES, INDEX, SINGLE, SMALL_FILES
-from .progress import Progress
+from .progress import progress
 from .tensorfiles import TensorInfo, TensorReader, describe, read_header, shown
 
 __all__ = ["FILES", "SMALL_FILES", "Checkpoint", "TensorInfo", "fill", "open_checkpoint"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_READERS = 4
 _LISTED = 40  # names of one kind in an error
 
 
@@ -132,12 +136,23 @@ def fill(
     """
     places = _places(model)
     sources = _match(checkpoint, places, rename or str, ignore)
-    by_position = sorted(sources, key=lambda item: (str(item[0].file), item[0].offset))
-    with TensorReader() as reader, Progress("loading weights", len(by_position), "tensor") as bar:
-        for info, place in by_position:
+    _read_all(sorted(sources, key=lambda item: (str(item[0].file), item[0].offset)), device, dtype)
+
+
+def _read_all(sources: list[tuple[TensorInfo, _Place]], device: torch.device | str, dtype: torch.dtype) -> None:
+    """A few readers share the tensors, in the files' order: while one waits for the disk another casts."""
+    own = threading.local()
+    with ExitStack() as readers, ThreadPoolExecutor(_READERS) as pool:
+
+        def read(source: tuple[TensorInfo, _Place]) -> None:
+            info, place = source
+            if not hasattr(own, "reader"):
+                own.reader = readers.enter_context(TensorReader())
             _materialise(place, device, dtype)
-            reader.read(info, place.tensor)
-            bar.advance()
+            own.reader.read(info, place.tensor)
+
+        for _ in progress(pool.map(read, sources), "loading weights", len(sources), "tensor"):
+            pass
 
 
 def _places(model: nn.Module) -> dict[str, _Place]:
