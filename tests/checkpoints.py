@@ -115,9 +115,15 @@ def llama_config(**changes: Any) -> Any:
 
 
 def write_llama(
-    folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, shards: str = "5GB", **changes: Any
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    shards: str = "5GB",
+    std: float = 0.3,
+    **changes: Any,
 ) -> Path:
-    """A tiny Llama folder: weights, config, tokenizer; every matrix of std 0.3, norms not all one."""
+    """A tiny Llama folder: weights, config, tokenizer; every matrix of the same `std`, norms not all one."""
     from transformers import LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +133,6 @@ def write_llama(
     model = LlamaForCausalLM(llama_config(**{**ids, **changes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(1.0, 0.3) if "norm" in name else parameter.normal_(0.0, 0.3)
+            parameter.normal_(1.0, std) if "norm" in name else parameter.normal_(0.0, std)
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     return folder
