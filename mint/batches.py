@@ -81,7 +81,7 @@ def cut(pair: TokenPair, max_length: int, max_prompt_length: int | None) -> Toke
     longest, shortest = max(pair.chosen_first, pair.rejected_first), min(pair.chosen_first, pair.rejected_first)
     if longest + answers <= max_length and longest <= (max_prompt_length or max_length):
         return pair
-    keep = min(longest, max_prompt_length or max(max_length - answers, max_length // 2))
+    keep = min(longest, max_prompt_length or max(max_length - answers, max_length // 2, 1 + pair.opening))
     drop = min(longest - keep, shortest - 1)
     chosen, rejected = ([ids[0], *ids[1 + drop :]][:max_length] for ids in (pair.chosen, pair.rejected))
     first = pair.chosen_first - drop, pair.rejected_first - drop

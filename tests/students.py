@@ -136,3 +136,21 @@ def run_cli(*words: str, timeout: float = 300, **environment: str) -> subprocess
         timeout=timeout,
         check=False,
     )
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set task = messages[0].content | trim %}"
+    "{% set turns = messages[1:] %}{% else %}{% set task = '' %}{% set turns = messages %}{% endif %}"
+    "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+    "{{ task }}<|eot_id|>{% for turn in turns %}<|start_header_id|>{{ turn.role }}<|end_header_id|>\n\n"
+    "{{ turn.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+"""The format that `mint.chat` writes, for the peers, who know it from a template alone."""
+
+
+def write_chat_template(folder: Path) -> Path:
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "chat_template": CHAT_TEMPLATE}))
+    return folder
