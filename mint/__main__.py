@@ -101,13 +101,21 @@ def _written(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
+<<<<<<< HEAD
 def _resolve(given: dict[str, Any], config: str | None) -> AlignSettings:
     """The settings: those given, else those of --config, else the defaults."""
     from .training.runs import read_run
+=======
+def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSettings:
+    """The settings: those given, else those of --config or of the run to be resumed, else the defaults."""
+    from .training.runs import holds_run, read_run
+>>>>>>> aligntests
 
     values = {name: value for name, value in given.items() if value is not None}
     if "targets" in values:
         values["targets"] = tuple(part.strip() for part in values["targets"].split(",") if part.strip())
+    out = values.get("out", AlignSettings().out)
+    config = out if config is None and resume and holds_run(Path(out)) else config
     stored = AlignSettings.from_dict(read_run(Path(config)), config).as_dict() if config else {}
     return AlignSettings(**{**stored, **values})
 
@@ -133,7 +141,7 @@ def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **giv
     """
     from . import pipeline
 
-    settings = _resolve(given, config)
+    settings = _resolve(given, config, resume)
     if not settings.pairs:
         raise ConfigError("--pairs: nothing to train on; wanted a JSON-lines file of preference pairs")
     skipped: list[str] | None = [] if skip_bad else None

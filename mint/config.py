@@ -48,7 +48,7 @@ class AlignSettings:
         ("all-linear",), "layers to adapt, by name, comma between; all-linear: all but lm_head"
     )
     epochs: float = _within(3.0, "passes over the pairs", 1e-9, 1e6)
-    steps: int | None = _within(None, "steps, if that ends the run earlier", 1)
+    steps: int | None = _within(None, "steps of the run, in place of --epochs", 1)
     batch_size: int = _within(8, "pairs of a step, over all ranks", 1)
     tokens_per_batch: int = _within(8192, "tokens that go through the network together; the rest accumulates", 1)
     max_length: int = _within(2048, "tokens of a prompt with its answer", 2)

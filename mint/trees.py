@@ -36,9 +36,9 @@ def token_tree(texts: Sequence[Text], images: tuple[Any, ...] = ()) -> TokenTree
     before: Sequence[int] = ()
     for p in order:
         ids = texts[p].ids
-        shared = _shared(before, ids)
-        line = line[:shared]
-        for token in ids[shared:]:
+        same = shared(before, ids)
+        line = line[:same]
+        for token in ids[same:]:
             parents.append(line[-1] if line else -1)
             line.append(len(nodes))
             nodes.append(int(token))
@@ -46,7 +46,7 @@ def token_tree(texts: Sequence[Text], images: tuple[Any, ...] = ()) -> TokenTree
     return _assemble(nodes, parents, [(lines[p], texts[p].first) for p in range(len(texts))], images)
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
     """How many leading tokens two texts share."""
     for at, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:

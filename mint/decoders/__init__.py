@@ -24,7 +24,7 @@ from . import lora
 from .generation import Sampling, generate
 from .llama import Llama, LlamaConfig
 
-__all__ = ["Decoder", "load_decoder"]
+__all__ = ["Decoder", "load_decoder", "lora", "stored_dtype"]
 
 
 @dataclass
@@ -121,7 +121,7 @@ def load_decoder(
     with torch.device("meta"):
         network = _network(checkpoint).eval()
     where = torch.device("meta") if meta else pick_device(device)
-    kind = pick_dtype(dtype, where, stored=_stored(checkpoint))
+    kind = pick_dtype(dtype, where, stored=stored_dtype(checkpoint))
     if not meta:
         fill(network, checkpoint, device=where, dtype=kind)
     else:
@@ -143,7 +143,7 @@ def _network(checkpoint: Checkpoint) -> nn.Module:
     raise CheckpointError(f"{where}: model_type is {kind!r}; a decoder is 'llama' or 'mllama'")
 
 
-def _stored(checkpoint: Checkpoint) -> torch.dtype:
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype that holds most of the checkpoint's elements; that of config.json where the weights are not here."""
     sizes: dict[torch.dtype, int] = {}
     for info in checkpoint.tensors.values():
