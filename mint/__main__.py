@@ -101,15 +101,9 @@ def _written(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-<<<<<<< HEAD
-def _resolve(given: dict[str, Any], config: str | None) -> AlignSettings:
-    """The settings: those given, else those of --config, else the defaults."""
-    from .training.runs import read_run
-=======
 def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSettings:
     """The settings: those given, else those of --config or of the run to be resumed, else the defaults."""
     from .training.runs import holds_run, read_run
->>>>>>> aligntests
 
     values = {name: value for name, value in given.items() if value is not None}
     if "targets" in values:

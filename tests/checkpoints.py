@@ -119,19 +119,11 @@ def write_llama(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-<<<<<<< HEAD
     std: float = 0.3,
     shards: str = "5GB",
     **changes: Any,
 ) -> Path:
     """A Llama folder: weights, config, tokenizer; every matrix of that std, norms not all one."""
-=======
-    shards: str = "5GB",
-    std: float = 0.3,
-    **changes: Any,
-) -> Path:
-    """A tiny Llama folder: weights, config, tokenizer; every matrix of the same `std`, norms not all one."""
->>>>>>> aligntests
     from transformers import LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,10 +133,6 @@ def write_llama(
     model = LlamaForCausalLM(llama_config(**{**ids, **changes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-<<<<<<< HEAD
             parameter.normal_(1.0, 0.3) if "norm" in name else parameter.normal_(0.0, std)
-=======
-            parameter.normal_(1.0, std) if "norm" in name else parameter.normal_(0.0, std)
->>>>>>> aligntests
     model.to(dtype).save_pretrained(folder, max_shard_size=shards)
     return folder

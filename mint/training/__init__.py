@@ -20,24 +20,14 @@ from torch import Tensor
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
 from ..devices import peak_memory
-from ..errors import WorkError
+from ..errors import ConfigError, WorkError
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
 from ..schedules import scheduled
 from ..weights.adapters import write_adapter
 from . import runs
 from .batches import CHOSEN, PATHS, REJECTED, Batch, TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
-<<<<<<< HEAD:mint/training/__init__.py
-from .objectives import METRICS, batch_loss, likelihood_tokens
-=======
-from .config import AlignSettings
-from .decoders import Decoder, lora
-from .devices import peak_memory
-from .errors import ConfigError, WorkError
-from .losses import OBJECTIVES
 from .objectives import METRICS, batch_loss, likelihood_tokens, objective_batch
-from .progress import Progress, progress
->>>>>>> aligntests:mint/training.py
 
 
 @dataclass
@@ -213,8 +203,6 @@ class Trainer:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.decoder.device)
-<<<<<<< HEAD:mint/training/__init__.py
-=======
 
     def state(self) -> dict[str, Tensor]:
         """The trained weights, and the optimiser's moments and count of steps of each, by name."""
@@ -230,14 +218,3 @@ class Trainer:
             digest.update(repr((pair.id, pair.chosen_first, pair.rejected_first)).encode())
             digest.update(array("q", [*pair.chosen, -1, *pair.rejected, -1]).tobytes())
         return digest.hexdigest()
-
-
-def schedule(step: int, total: int, settings: AlignSettings) -> float:
-    """The share of the learning rate at a step counted from 0: up over the warm-up, then down to 0, or constant."""
-    warm = math.ceil(settings.warmup * total)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    done = (step - warm) / max(total - warm, 1)
-    shapes = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-    return shapes[settings.schedule]
->>>>>>> aligntests:mint/training.py

@@ -9,17 +9,11 @@ from typing import Any
 
 import torch
 
-<<<<<<< HEAD:mint/training/audit.py
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
-from .batches import TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
-=======
+from ..progress import progress
 from .batches import TokenPair, split, step_pairs, steps_per_epoch, total_steps
-from .config import AlignSettings
-from .decoders import Decoder, lora
 from .objectives import objective_batch
-from .progress import progress
->>>>>>> aligntests:mint/audit.py
 
 
 def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> dict[str, Any]:

@@ -11,20 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-<<<<<<< HEAD:mint/training/batches.py
 from ..chat import ChatTokenizer
 from ..config import AlignSettings
-from ..errors import RecordError
-from ..trees import Text, token_tree
+from ..errors import MintError, RecordError
+from ..jsonlines import refuse
+from ..trees import Text, shared, token_tree
 from ..types import PreferencePair, TokenTree
-=======
-from .chat import ChatTokenizer
-from .config import AlignSettings
-from .errors import MintError, RecordError
-from .jsonlines import refuse
-from .trees import Text, shared, token_tree
-from .types import PreferencePair, TokenTree
->>>>>>> aligntests:mint/batches.py
 
 PROMPT, CHOSEN, REJECTED, PATHS = 0, 1, 2, 3
 

@@ -14,17 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-<<<<<<< HEAD:mint/training/objectives.py
 from ..config import AlignSettings
 from ..kernels import log_odds_ratio
 from ..losses import OBJECTIVES, Answers
-from .batches import CHOSEN, PATHS, PROMPT, REJECTED, Batch, TokenPair
-=======
 from .batches import CHOSEN, PATHS, PROMPT, REJECTED, Batch, TokenPair, batch
-from .config import AlignSettings
-from .kernels import log_odds_ratio
-from .losses import OBJECTIVES, Answers
->>>>>>> aligntests:mint/objectives.py
 
 METRICS = (
     "loss",

@@ -18,16 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD:mint/training/runs.py
+from ..config import AlignSettings
 from ..errors import CheckpointError, ConfigError
 from ..files import read_json, replacing, write_json, write_text
 from ..weights.tensorfiles import TensorReader, read_header, write_tensors
-=======
-from .config import AlignSettings
-from .errors import CheckpointError, ConfigError
-from .files import read_json, replacing, write_json, write_text
-from .tensorfiles import TensorReader, read_header, write_tensors
->>>>>>> aligntests:mint/runs.py
 
 STATE = "checkpoint/state.safetensors"
 _JSON = "json"
