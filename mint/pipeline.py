@@ -15,9 +15,10 @@ from .config import AlignSettings
 from .decoders import Decoder, load_decoder, lora, stored_dtype
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
-from .errors import ConfigError
+from .errors import ConfigError, RecordError
 from .evaluation import measure
 from .evaluation.predictions import read_predictions
+from .jsonlines import refuse
 from .labels import LabelSet, read_labels
 from .pairs import prefer_pairs
 from .pairs.files import read_pairs
@@ -51,9 +52,23 @@ def prefer(
 ) -> Iterator[PreferencePair]:
     """The teacher ranks the classes of each case; its ranking becomes a pair. `choices` are those of `prefer_pairs`."""
     encoder = load_encoder(teacher) if isinstance(teacher, str | Path) else teacher
-    for records, scores in encoder.score_batches(_records(cases, skipped=skipped)):
+    for records, scores in encoder.score_batches(_records(cases, skipped=skipped), skipped):
         rankings = rank([record.id for record in records], scores, encoder.classes, temperature=temperature)
-        yield from prefer_pairs(rankings, records, **choices)
+        for ranking, record in zip(rankings, records, strict=True):
+            try:
+                _check_label(record, encoder)
+                yield from prefer_pairs([ranking], [record], **choices)
+            except RecordError as fault:
+                refuse(fault, skipped)
+
+
+def _check_label(record: Record, teacher: Encoder) -> None:
+    """Refuse a case whose label the teacher cannot name: what it would teach of that case is wrong."""
+    if record.label is not None and record.label not in teacher.classes:
+        raise RecordError(
+            f"case {record.id!r}: its label {record.label!r} is none of the teacher's {len(teacher.classes)} classes; "
+            f"correct the label, teach with a teacher that has it, or leave such cases out with --skip-bad"
+        )
 
 
 def align(
