@@ -264,7 +264,13 @@ def command(model: Path, pairs: Path, out: Path) -> list[str]:
         "model": model, "pairs": pairs, "out": out, "steps": 40, "save-every": 1, "eval-every": 3, "held-out": 0.3,
         "objective": "dpo", "dropout": 0.2, "rank": 4, "batch-size": 3, "device": "cpu", "dtype": "float32",
     }  # fmt: skip
-    return [sys.executable, "cli.py", "align", *(str(x) for name, v in words.items() for x in (f"--{name}", v)), "--quiet"]
+    return [
+        sys.executable,
+        "cli.py",
+        "align",
+        *(str(x) for name, v in words.items() for x in (f"--{name}", v)),
+        "--quiet",
+    ]
 
 
 def begin(words: list[str], said: Path) -> subprocess.Popen[bytes]:

@@ -264,8 +264,7 @@ def test_the_best_adapter_on_the_held_out_pairs_is_kept(model: Path, tmp_path: P
     settings: dict[str, Any] = {"objective": "sft", "lr": 0.02, "batch_size": 2, "eval_every": 1}
     trainer = trainer_of(model, tmp_path / "long", 4, held_out=4, steps=11, **settings)
     trainer.held_out = [
-        replace(pair, chosen=[*pair.chosen[:-1], *range(200, 205), pair.chosen[-1]])
-        for pair in trainer.held_out
+        replace(pair, chosen=[*pair.chosen[:-1], *range(200, 205), pair.chosen[-1]]) for pair in trainer.held_out
     ]
     trainer.run()
     rows = read_metrics(tmp_path / "long" / "evaluations.jsonl")
