@@ -139,9 +139,10 @@ def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **giv
     if not settings.pairs:
         raise ConfigError("--pairs: nothing to train on; wanted a JSON-lines file of preference pairs")
     skipped: list[str] | None = [] if skip_bad else None
-    result = pipeline.align(settings, resume=resume, dry_run=dry_run, skipped=skipped)
-    _listed(skipped)
-    return result
+    try:
+        return pipeline.align(settings, resume=resume, dry_run=dry_run, skipped=skipped)
+    finally:
+        _listed(skipped)
 
 
 @command("seed", "device", "dtype", "date", "skip_bad")
