@@ -115,7 +115,11 @@ class TreeAttention(torch.autograd.Function):
         q, k, v, out, total = ctx.saved_tensors
         grad = _split(grads[0], k.shape[0])
         inner = (grad * out).sum(dim=-1, keepdim=True, dtype=total.dtype)
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k, dtype=total.dtype), torch.zeros_like(v, dtype=total.dtype)
+        d_q, d_k, d_v = (
+            torch.empty_like(q),
+            torch.zeros_like(k, dtype=total.dtype),
+            torch.zeros_like(v, dtype=total.dtype),
+        )
         for block in ctx.blocks:
             rows = slice(block.first, block.stop)
             weights = _scores(q, k, block).sub_(total[:, :, rows, None]).exp_()
