@@ -25,14 +25,14 @@ from .reference import Head, TokenLogprob, Walked, check
 SLACK = 8.0
 """How far above the level a logit may lie, in nats: exp(8) is far from the end of float16 too."""
 
-LARGEST = 16384
+LARGEST = 8192
 """Columns of a tile that one program holds in registers; a wider tile is read twice."""
 
 
 @triton.jit
 def _fold_kernel(
     logits, stride, labels, level, total, label_logit, sums, low_sums, first, columns, D, r,
-    SLACK: tl.constexpr, WANTED: tl.constexpr, TWICE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    SLACK: tl.constexpr, WANTED: tl.constexpr, LOOP: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One row of a tile: label out, the rest into (level, total), and the terms of `total` in its place if WANTED."""
     row = tl.program_id(0).to(tl.int64)
@@ -42,12 +42,13 @@ def _fold_kernel(
     label = tl.load(labels + row) - first
     old = tl.load(level + row)
     now, seen = old, tl.load(total + row)
-    if TWICE:  # the terms of the whole tile need one level
-        for start in range(0, columns, BLOCK):
+    stop = columns if LOOP else BLOCK
+    if WANTED and LOOP:  # the terms of the whole tile need one level
+        for start in range(0, stop, BLOCK):
             x = tl.load(logits + start + at, mask=start + at < columns, other=float("-inf")).to(exact)
             now = _risen(now, tl.max(tl.where(start + at == label, float("-inf"), x)), SLACK)
         seen *= tl.exp(old - now)
-    for start in range(0, columns, BLOCK):
+    for start in range(0, stop, BLOCK):
         x = tl.load(logits + start + at, mask=start + at < columns, other=float("-inf")).to(exact)
         its = start + at == label
         found = tl.sum(tl.where(its, x, 0.0))
@@ -61,10 +62,11 @@ def _fold_kernel(
             tl.store(logits + start + at, terms.to(logits.dtype.element_ty), mask=start + at < columns)
     tl.store(level + row, now)
     tl.store(total + row, seen)
-    if WANTED and first > 0 and now != old:
-        _scale_row(sums + row * D, D, tl.exp(old - now), BLOCK_D)
+    factor = tl.exp(old - now)
+    if WANTED and first > 0 and factor < 1.0:
+        _scale_row(sums + row * D, D, factor, BLOCK_D)
         if low_sums is not None:
-            _scale_row(low_sums + row * r, r, tl.exp(old - now), BLOCK_D)
+            _scale_row(low_sums + row * r, r, factor, BLOCK_D)
 
 
 @triton.jit
@@ -128,13 +130,13 @@ def _scaled_kernel(direction, grad, out, D, BLOCK: tl.constexpr):
 def block(width: int, largest: int = LARGEST) -> dict[str, int]:
     """BLOCK and warps of a program that crosses `width` elements: 16 elements a thread."""
     size = min(triton.next_power_of_2(width), largest)
-    return {"BLOCK": size, "num_warps": min(max(size // 512, 1), 32)}
+    return {"BLOCK": size, "num_warps": min(max(size // 512, 1), 32), "num_stages": 1}
 
 
 class KernelWalk(reference.Walk):
-    """The walk with kernels between its products. A tile of 8,192 rows by 4,096 columns is 64 MiB in bfloat16."""
+    """The walk with kernels between its products. A tile of 4,096 rows by 4,096 columns of bfloat16, 32 MiB, fits the L2."""
 
-    rows, elements = 8192, 1 << 25
+    rows, elements = 4096, 1 << 24
 
     def __init__(self, hidden: Tensor, low: Tensor | None, labels: Tensor, wanted: bool) -> None:
         exact, n = reference._exact(hidden), hidden.shape[0]
@@ -151,8 +153,8 @@ class KernelWalk(reference.Walk):
         widths = [0 if sums is None else sums.shape[1] for sums in (self.sum, self.low_sum)]
         _fold_kernel[(len(logits),)](
             logits, logits.stride(0), self.labels, self.level, self.total, self.label_logit, self.sum, self.low_sum,
-            first, columns, *widths, SLACK=SLACK, WANTED=self.wanted, TWICE=self.wanted and columns > LARGEST,
-            BLOCK_D=1024, **block(columns),
+            first, columns, *widths, SLACK=SLACK, WANTED=self.wanted, LOOP=columns > LARGEST,
+            BLOCK_D=1024, maxnreg=min(32 * logits.element_size(), 128), **block(columns),
         )  # fmt: skip
         return logits
 

@@ -1,0 +1,131 @@
+"""Compiles every Triton kernel for a GPU that need not be there, and prints registers, spills and shared memory.
+
+`python tests/aot.py [80 90] [--json]`. The public functions run on tensors without storage ("meta"); a launch is not made
+but compiled for the compute capability asked for, with the very arguments and specialisations of the launch. Exit code 1
+if any kernel spills.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mint.kernels import logprob, reference
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+
+
+def source(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
+    """What a launch with these arguments would compile: None and 1 are constants, multiples of 16 are known as such."""
+    values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    signature, constants, attrs = {}, {}, {}
+    for at, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        whole = isinstance(value, int)
+        if parameter.is_constexpr or value is None or (whole and value == 1):
+            signature[parameter.name], constants[(at,)] = "constexpr", value
+            continue
+        tensor = isinstance(value, torch.Tensor)
+        signature[parameter.name] = "*" + TYPES[value.dtype] if tensor else "i32" if whole else "fp32"
+        if tensor or (whole and value % 16 == 0):
+            attrs[(at,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attrs)
+
+
+def assembled(ptx: str, capability: int) -> dict[str, int]:
+    """Registers and spilled bytes of a kernel, by the assembler's own account."""
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    name = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [program, "-v", "--regAllocOptLevel=2", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stored, loaded = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log).groups()
+    return {"registers": int(re.search(r"(\d+) registers", log)[1]), "spills": int(stored) + int(loaded)}
+
+
+class Compiler:
+    """Stands in for the launcher: compiles each different launch once."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+        self.seen: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, kernel: JITFunction[Any], *args: Any, **kwargs: Any) -> None:
+        launch = {key: value for key, value in kwargs.items() if key not in ("grid", "warmup")}
+        options = {key: launch.pop(key) for key in OPTIONS if key in launch}
+        made = source(kernel, args, launch)
+        key = f"{made.hash()} {options}"
+        if key in self.seen:
+            return
+        compiled = triton.compile(made, target=GPUTarget("cuda", self.capability, 32), options=options)
+        ptx = compiled.asm["ptx"]
+        types = sorted({kind[1:] for kind in made.signature.values() if kind in ("*bf16", "*fp16", "*fp32")})
+        self.seen[key] = {
+            "capability": self.capability, "kernel": kernel.__name__.strip("_"), "types": types[0] if types else "",
+            "blocks": "x".join(str(value) for name, value in launch.items() if name.startswith("BLOCK")),
+            "warps": options.get("num_warps", 4), "stages": options.get("num_stages", 3),
+            **assembled(ptx, self.capability), "shared": compiled.metadata.shared,
+            "matrix": "wgmma" if "wgmma" in ptx else "mma" if "mma.sync" in ptx else "",
+        }  # fmt: skip
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def walks() -> None:
+    """token_logprob at the widths of Llama 3.2 and 3.1, and at few rows, where a tile is the whole vocabulary."""
+    sizes = ((8192, 3072, 128256), (8192, 4096, 128256), (2048, 2048, 128256), (128, 4096, 128256), (1024, 2048, 32003))
+    for n, width, vocabulary in sizes:
+        dtype = torch.float32 if vocabulary == 32003 else torch.bfloat16
+        hidden, low = meta(n, width, dtype=dtype), meta(n, 16, dtype=dtype)
+        head = reference.Head(meta(vocabulary, width, dtype=dtype), None, meta(vocabulary, 16, dtype=dtype))
+        labels, grad = meta(n, dtype=torch.int64), meta(n, dtype=torch.float32)
+        over, again = reference.Walk.over.__func__, reference.Walk.again.__func__  # not the operators: those never launch
+        over(logprob.KernelWalk, hidden, None, head._replace(up=None), labels, None, True)
+        over(logprob.KernelWalk, hidden, low, head, labels, None, True)
+        walked = over(logprob.KernelWalk, hidden, low, head, labels, None, False)
+        again(logprob.KernelWalk, hidden, low, head, labels, walked, grad, None, [True, False, True])
+        logprob._scaled._init_fn(hidden, grad)
+
+
+CASES: tuple[Callable[[], None], ...] = (walks,)
+
+
+def compile_all(capability: int) -> list[dict[str, Any]]:
+    compiler = Compiler(capability)
+    JITFunction.run = lambda kernel, *args, **kwargs: compiler(kernel, *args, **kwargs)
+    for case in CASES:
+        case()
+    return list(compiler.seen.values())
+
+
+def main() -> int:
+    capabilities = [int(word) for word in sys.argv[1:] if word.isdigit()] or [80, 90]
+    rows = [row for capability in capabilities for row in compile_all(capability)]
+    if "--json" in sys.argv:
+        print(*(json.dumps(row) for row in rows), sep="\n")
+    else:
+        print(*("| " + " | ".join(map(str, row)) + " |" for row in (rows[0], *(r.values() for r in rows))), sep="\n")
+    return int(any(row["spills"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
