@@ -282,3 +282,44 @@ def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
     """ORPO equation 4 on mean log-probabilities: (B,), (B,) -> (B,). See `mint.kernels.log_odds_ratio`."""
     out: Tensor = LogOddsRatio.apply(chosen_logp, rejected_logp)
     return out
+
+
+class PreferenceTerms(NamedTuple):
+    """Of each pair, (B,): log sigmoid(log odds ratio), which alone carries a gradient, and what it came from."""
+
+    term: Tensor
+    log_odds: Tensor
+    chosen: Tensor  # mean log-probability
+    rejected: Tensor
+
+
+def check_members(token_logp: Tensor, edges: Tensor, starts: Tensor) -> None:
+    if token_logp.ndim != 1 or edges.ndim != 1 or starts.ndim != 1 or len(starts) % 2 == 0:
+        found = f"token_logp {tuple(token_logp.shape)}, edges {tuple(edges.shape)}, starts {tuple(starts.shape)}"
+        raise ValueError(f"preference_terms takes token_logp (E,), edges (M,), starts (2 B + 1,); found {found}")
+
+
+def preference_terms(token_logp: Tensor, edges: Tensor, starts: Tensor) -> PreferenceTerms:
+    """ORPO's terms from token log-probabilities: (E,), (M,), (2 B + 1,) -> (B,) each. See `mint.kernels`."""
+    check_members(token_logp, edges, starts)
+    lengths = starts.diff()
+    owners = torch.repeat_interleave(lengths)
+    sums = token_logp.new_zeros(len(lengths)).index_add(0, owners, token_logp[edges])
+    chosen, rejected = (sums / lengths.clamp(min=1)).view(-1, 2).unbind(1)
+    log_odds, full = log_odds_ratio(chosen, rejected), (lengths > 0).view(-1, 2).all(1)
+    term = torch.where(full, F.logsigmoid(log_odds), 0.0)
+    return PreferenceTerms(term, log_odds.detach(), chosen.detach(), rejected.detach())
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, end: Tensor) -> Tensor:
+    """softmax(q kᵀ / sqrt(d)) v with the whole mask: q (T, H, d), k and v (T, K, d), end (T,) -> (T, H, d).
+
+    Token i sees token j exactly when j <= i < end[j]. The oracle of attention.py and blocks.py: T² of everything.
+    """
+    exact, group = _exact(q), q.shape[1] // k.shape[1]
+    keys, values = (x.to(exact).repeat_interleave(group, dim=1).transpose(0, 1) for x in (k, v))
+    scores = q.to(exact).transpose(0, 1) @ keys.transpose(1, 2) * q.shape[-1] ** -0.5
+    at = torch.arange(len(q), device=q.device)
+    seen = (at <= at[:, None]) & (at[:, None] < end)
+    weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
+    return (weights @ values).transpose(0, 1).to(q.dtype)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     from mint.kernels import blocks, reference
 
-__all__ = ["log_odds_ratio", "token_logprob", "tree_attention", "tree_layout"]
+__all__ = ["log_odds_ratio", "preference_terms", "token_logprob", "tree_attention", "tree_layout"]
 
 
 def _backend(tensor: Tensor, name: str, plain: Any = reference) -> Any:
@@ -55,6 +55,16 @@ def token_logprob(
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
     """log(odds(chosen) / odds(rejected)), ORPO equation 4, of mean log-probabilities (B,), (B,) -> (B,); differentiable."""
     out: Tensor = _backend(chosen_logp, "odds").log_odds_ratio(chosen_logp, rejected_logp)
+    return out
+
+
+def preference_terms(token_logp: Tensor, edges: Tensor, starts: Tensor) -> reference.PreferenceTerms:
+    """log sigmoid(log odds ratio) of each pair from token log-probabilities (E,), with the gradient of that term.
+
+    Answer a has the edges `edges[starts[a]:starts[a + 1]]`; answers 2 b and 2 b + 1 are chosen and rejected of pair b.
+    A pair with an empty answer has no odds: its term is 0 and has no gradient.
+    """
+    out: reference.PreferenceTerms = _backend(token_logp, "odds").preference_terms(token_logp, edges, starts)
     return out
 
 

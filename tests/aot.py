@@ -1,8 +1,8 @@
 """Compiles every Triton kernel for a GPU that need not be there, and prints registers, spills and shared memory.
 
-`python tests/aot.py [80 90] [--json]`. The public functions run on tensors without storage ("meta"); a launch is not made
-but compiled for the compute capability asked for, with the very arguments and specialisations of the launch. Exit code 1
-if any kernel spills.
+`python tests/aot.py [80 90] [--json] [--only NAME]`. The public functions run on tensors without storage ("meta"); a
+launch is not made but compiled for the compute capability asked for, with the very arguments and specialisations of
+the launch. Exit code 1 if any kernel spills.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mint.kernels import logprob, reference
+from mint.kernels import attention, logprob, odds, reference
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
@@ -79,7 +79,7 @@ class Compiler:
         types = sorted({kind[1:] for kind in made.signature.values() if kind in ("*bf16", "*fp16", "*fp32")})
         self.seen[key] = {
             "capability": self.capability, "kernel": kernel.__name__.strip("_"), "types": types[0] if types else "",
-            "blocks": "x".join(str(value) for name, value in launch.items() if name.startswith("BLOCK")),
+            "blocks": " ".join(f"{name}={value}" for name, value in launch.items() if type(value) is int),
             "warps": options.get("num_warps", 4), "stages": options.get("num_stages", 3),
             **assembled(ptx, self.capability), "shared": compiled.metadata.shared,
             "matrix": "wgmma" if "wgmma" in ptx else "mma" if "mma.sync" in ptx else "",
@@ -92,13 +92,17 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def walks() -> None:
     """token_logprob at the widths of Llama 3.2 and 3.1, and at few rows, where a tile is the whole vocabulary."""
-    sizes = ((8192, 3072, 128256), (8192, 4096, 128256), (2048, 2048, 128256), (128, 4096, 128256), (1024, 2048, 32003))
-    for n, width, vocabulary in sizes:
-        dtype = torch.float32 if vocabulary == 32003 else torch.bfloat16
-        hidden, low = meta(n, width, dtype=dtype), meta(n, 16, dtype=dtype)
-        head = reference.Head(meta(vocabulary, width, dtype=dtype), None, meta(vocabulary, 16, dtype=dtype))
+    half, single = torch.bfloat16, torch.float32
+    sizes = ((8192, 3072, 128256, 16, half), (8192, 4096, 128256, 256, half), (2048, 2048, 128256, 16, half),
+             (128, 4096, 128256, 16, half), (1024, 2048, 32003, 16, single), (3, 7, 1, 1, single))  # fmt: skip
+    for n, width, vocabulary, r, dtype in sizes:
+        hidden, low = meta(n, width, dtype=dtype), meta(n, r, dtype=dtype)
+        head = reference.Head(meta(vocabulary, width, dtype=dtype), None, meta(vocabulary, r, dtype=dtype))
         labels, grad = meta(n, dtype=torch.int64), meta(n, dtype=torch.float32)
-        over, again = reference.Walk.over.__func__, reference.Walk.again.__func__  # not the operators: those never launch
+        over, again = (
+            reference.Walk.over.__func__,
+            reference.Walk.again.__func__,
+        )  # not the operators: those never launch
         over(logprob.KernelWalk, hidden, None, head._replace(up=None), labels, None, True)
         over(logprob.KernelWalk, hidden, low, head, labels, None, True)
         walked = over(logprob.KernelWalk, hidden, low, head, labels, None, False)
@@ -106,14 +110,33 @@ def walks() -> None:
         logprob._scaled._init_fn(hidden, grad)
 
 
-CASES: tuple[Callable[[], None], ...] = (walks,)
+def ratios() -> None:
+    single = torch.float32
+    odds.LogOddsRatio.apply(meta(64, dtype=single), meta(64, dtype=single))
+    odds.Terms.apply(meta(9000, dtype=single), meta(9000, dtype=torch.int64), meta(129, dtype=torch.int64))
+
+
+def attentions() -> None:
+    """Head widths and groups of Llama 3.2 (64: 32/8, 128: 24/8), and 80, which is padded to 128."""
+    for d, heads, groups in ((64, 32, 8), (80, 16, 16), (128, 24, 8)):
+        for dtype in (torch.bfloat16, torch.float32):
+            tokens, layout = 32000, attention.tree_layout(torch.full((1000,), 1000))
+            layout = attention.Layout(*(attention.Visits(*(x.to("meta") for x in part)) if isinstance(part, tuple)
+                                        else part.to("meta") for part in layout))  # fmt: skip
+            q, k, v = (meta(tokens, n, d, dtype=dtype).requires_grad_() for n in (heads, groups, groups))
+            attention.tree_attention(q, k, v, layout).sum().backward()
+
+
+CASES: tuple[Callable[[], None], ...] = (walks, ratios, attentions)
 
 
 def compile_all(capability: int) -> list[dict[str, Any]]:
     compiler = Compiler(capability)
-    JITFunction.run = lambda kernel, *args, **kwargs: compiler(kernel, *args, **kwargs)
+    JITFunction.run = lambda kernel, *args, **kwargs: compiler(kernel, *args, **kwargs)  # noqa: PLW0108 (binds)
+    attention.capability = lambda device: divmod(capability, 10)  # noqa: ARG005
     for case in CASES:
-        case()
+        if "--only" not in sys.argv or case.__name__ in sys.argv:
+            case()
     return list(compiler.seen.values())
 
 
