@@ -84,9 +84,9 @@ def _scale_row(row, width, factor, BLOCK: tl.constexpr):
 
 @triton.jit
 def _finish_kernel(
-    weight, stride, labels, level, total, label_logit, sums, logp, direction, V, D, BLOCK: tl.constexpr
+    weight, stride, labels, level, total, label_logit, sums, logp, V, D, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """One row at the end: log p(label), and (1 - p) (W[label] - sum / total) if there are sums."""
+    """One row at the end: log p(label), and the sum becomes (1 - p) (W[label] - sum / total) in place."""
     row = tl.program_id(0).to(tl.int64)
     label, seen = tl.load(labels + row), tl.load(total + row)
     others = tl.load(level + row) + tl.where(seen > 0, tl.log(tl.where(seen > 0, seen, 1.0)), 0.0)
@@ -102,8 +102,7 @@ def _finish_kernel(
                 sums.dtype.element_ty
             )
             mean = tl.load(sums + row * D + start + at, mask=inside, other=0.0) * inverse
-            out = ((own - mean) * unsure).to(direction.dtype.element_ty)
-            tl.store(direction + row * D + start + at, out, mask=inside)
+            tl.store(sums + row * D + start + at, (own - mean) * unsure, mask=inside)
 
 
 @triton.jit
@@ -113,7 +112,7 @@ def _spread_kernel(logits, stride, labels, logp, label_logit, grad, first, colum
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     value, scale = tl.load(logp + row), tl.load(grad + row)
     x = tl.load(logits + row * stride + at, mask=at < columns).to(value.dtype)
-    p = tl.exp(x - (tl.load(label_logit + row) - value))
+    p = tl.exp(x - tl.load(label_logit + row) + value)
     out = tl.where(at == tl.load(labels + row) - first, one_minus_exp(value), -p) * scale
     tl.store(logits + row * stride + at, out.to(logits.dtype.element_ty), mask=at < columns)
 
@@ -134,48 +133,41 @@ def block(width: int, largest: int = LARGEST) -> dict[str, int]:
 
 
 class KernelWalk(reference.Walk):
-    """The walk with kernels between its products. A tile of 4,096 rows by 4,096 columns of bfloat16, 32 MiB, fits the L2."""
+    """The walk with kernels between its products. A tile of 4,096 rows by 4,096 columns of bfloat16 is 32 MiB."""
 
     rows, elements = 4096, 1 << 24
 
-    def __init__(self, hidden: Tensor, low: Tensor | None, labels: Tensor, wanted: bool) -> None:
+    def __init__(self, hidden: Tensor, labels: Tensor, sums: Tensor | None, low_sums: Tensor | None) -> None:
         exact, n = reference._exact(hidden), hidden.shape[0]
-        self.labels, self.dtype, self.wanted = labels, hidden.dtype, wanted
+        self.labels, self.sums, self.low_sums, self.first = labels, sums, low_sums, 0
         self.level = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
         self.total = hidden.new_zeros(n, dtype=exact)
         self.label_logit = hidden.new_full((n,), float("nan"), dtype=exact)  # a label that is never met stays NaN
-        self.sum = hidden.new_empty(hidden.shape, dtype=exact) if wanted else None
-        self.low_sum = hidden.new_empty(low.shape, dtype=exact) if wanted and low is not None else None
-        self.first = 0
 
     def fold(self, logits: Tensor, first: int) -> Tensor:
         columns, self.first = logits.shape[1], first
-        widths = [0 if sums is None else sums.shape[1] for sums in (self.sum, self.low_sum)]
+        widths = [0 if sums is None else sums.shape[1] for sums in (self.sums, self.low_sums)]
         _fold_kernel[(len(logits),)](
-            logits, logits.stride(0), self.labels, self.level, self.total, self.label_logit, self.sum, self.low_sum,
-            first, columns, *widths, SLACK=SLACK, WANTED=self.wanted, LOOP=columns > LARGEST,
+            logits, logits.stride(0), self.labels, self.level, self.total, self.label_logit, self.sums, self.low_sums,
+            first, columns, *widths, SLACK=SLACK, WANTED=self.sums is not None, LOOP=columns > LARGEST,
             BLOCK_D=1024, maxnreg=min(32 * logits.element_size(), 128), **block(columns),
         )  # fmt: skip
         return logits
 
     def gather(self, share: Tensor, weight: Tensor, up: Tensor | None) -> None:
-        for sums, rows in ((self.sum, weight), (self.low_sum, up)):
+        for sums, rows in ((self.sums, weight), (self.low_sums, up)):
             if sums is not None and rows is not None:
                 _add_product(sums, share, rows, begin=self.first == 0)
 
-    def finish(self, head: Head) -> Walked:
+    def finish(self, head: Head) -> tuple[Tensor, Tensor]:
         logp = torch.empty_like(self.total)
-        direction = self._finished(head.weight, self.sum, logp)
-        low_direction = None if head.up is None or self.low_sum is None else self._finished(head.up, self.low_sum, logp)
-        return Walked(logp, self.label_logit, direction, low_direction)
-
-    def _finished(self, weight: Tensor, sums: Tensor | None, logp: Tensor) -> Tensor | None:
-        direction = None if sums is None else sums.new_empty(sums.shape, dtype=self.dtype)
-        _finish_kernel[(len(logp),)](
-            weight, weight.stride(0), self.labels, self.level, self.total, self.label_logit, sums, logp, direction,
-            *weight.shape, **block(weight.shape[1], 4096),
-        )  # fmt: skip
-        return direction
+        for sums, weight in ((self.sums, head.weight), (self.low_sums, head.up)):
+            if weight is not None and (sums is not None or weight is head.weight):
+                _finish_kernel[(len(logp),)](
+                    weight, weight.stride(0), self.labels, self.level, self.total, self.label_logit, sums, logp,
+                    *weight.shape, **block(weight.shape[1], 4096),
+                )  # fmt: skip
+        return logp, self.label_logit
 
     @staticmethod
     def spread(logits: Tensor, first: int, labels: Tensor, logp: Tensor, label_logit: Tensor, grad: Tensor) -> Tensor:
@@ -187,8 +179,8 @@ class KernelWalk(reference.Walk):
         return logits
 
     @staticmethod
-    def scaled(direction: Tensor, grad: Tensor) -> Tensor:
-        return torch.ops.mint.scaled(direction, grad)
+    def scaled(direction: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.ops.mint.scaled(direction, grad, dtype)
 
     @classmethod
     def over(
@@ -236,7 +228,7 @@ def _over(
 def _(hidden, low, *rest):
     wanted = rest[-1]
     logp, nothing = hidden.new_empty(len(hidden), dtype=reference._exact(hidden)), hidden.new_empty(0)
-    directions = [torch.empty_like(x) if wanted and x is not None else nothing for x in (hidden, low)]
+    directions = [torch.empty_like(x, dtype=logp.dtype) if wanted and x is not None else nothing for x in (hidden, low)]
     return logp, torch.empty_like(logp), *directions
 
 
@@ -257,16 +249,16 @@ def _(hidden, _low, weight, bias, up, *rest):
 
 
 @torch.library.custom_op("mint::scaled", mutates_args=())
-def _scaled(direction: Tensor, grad: Tensor) -> Tensor:
-    out, launch = torch.empty_like(direction), block(direction.shape[1], 2048)
+def _scaled(direction: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    out, launch = torch.empty_like(direction, dtype=dtype), block(direction.shape[1], 2048)
     grid = (len(direction), triton.cdiv(direction.shape[1], launch["BLOCK"]))
     _scaled_kernel[grid](direction, grad.contiguous(), out, direction.shape[1], **launch)
     return out
 
 
 @_scaled.register_fake
-def _(direction, _grad):
-    return torch.empty_like(direction)
+def _(direction, _grad, dtype):
+    return torch.empty_like(direction, dtype=dtype)
 
 
 def token_logprob(

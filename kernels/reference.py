@@ -32,16 +32,16 @@ class Head(NamedTuple):
 
     def logits(self, hidden: Tensor, low: Tensor | None, columns: slice, out: Tensor | None = None) -> Tensor:
         """(N, D), (N, r) -> (N, t), in the dtype of `hidden`."""
-        logits = torch.mm(hidden, self.weight[columns].T, out=out)
-        if low is not None and self.up is not None:
-            logits.addmm_(low, self.up[columns].T)
-        if self.bias is not None:  # -inf forbids a class, and a tile of nothing else must not give NaN
-            logits.add_(self.bias[columns].clamp(min=torch.finfo(logits.dtype).min / 2))
-        return logits
+        if self.bias is None:
+            logits = torch.mm(hidden, self.weight[columns].T, out=out)
+        else:  # -inf forbids a class, and a tile of nothing else must not give NaN
+            bias = self.bias[columns].clamp(min=torch.finfo(hidden.dtype).min / 2)
+            logits = torch.addmm(bias, hidden, self.weight[columns].T, out=out)
+        return logits if low is None or self.up is None else logits.addmm_(low, self.up[columns].T)
 
 
 class Walked(NamedTuple):
-    """What a walk over the vocabulary knows at its end; the directions are None unless they were wanted."""
+    """What a walk over the vocabulary knows at its end, in float32 at least; no directions unless they were wanted."""
 
     logp: Tensor  # (n,)
     label_logit: Tensor  # (n,)
@@ -58,61 +58,67 @@ class Walk:
 
     rows, elements = 4096, 1 << 22
 
-    def __init__(self, hidden: Tensor, low: Tensor | None, labels: Tensor, wanted: bool) -> None:
+    def __init__(self, hidden: Tensor, labels: Tensor, sums: Tensor | None, low_sums: Tensor | None) -> None:
         exact, n = _exact(hidden), hidden.shape[0]
-        self.labels, self.dtype, self.wanted = labels, hidden.dtype, wanted
-        self.others = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
+        self.labels, self.dtype, self.sums, self.low_sums = labels, hidden.dtype, sums, low_sums
+        self.level = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
+        self.total = hidden.new_zeros(n, dtype=exact)
         self.label_logit = hidden.new_zeros(n, dtype=exact)
-        self.sum = torch.zeros_like(hidden, dtype=exact) if wanted else None
-        self.low_sum = torch.zeros_like(low, dtype=exact) if wanted and low is not None else None
-        self.product = torch.empty_like(hidden) if wanted else None
+        self.product = None if sums is None else torch.empty_like(hidden)
+        for empty in (sums, low_sums):
+            if empty is not None:
+                empty.zero_()
 
     def fold(self, logits: Tensor, first: int) -> Tensor:
-        """Take the label out of a tile (n, t), fold the rest into the logsumexp; returns the softmax over the tile."""
+        """Take the label out of a tile (n, t) and add the rest to the logsumexp of the others, level + log(total).
+
+        Returns the softmax over the tile; `before` and `now` weigh the sums so far and those of the tile.
+        """
         rows = ((self.labels >= first) & (self.labels < first + logits.shape[1])).nonzero()[:, 0]
         columns = self.labels[rows] - first
-        self.label_logit[rows] = logits[rows, columns].to(self.others.dtype)
+        self.label_logit[rows] = logits[rows, columns].to(self.level.dtype)
         # finite: a tile that holds nothing else must not give NaN
         logits[rows, columns] = torch.finfo(logits.dtype).min / 2
         top, at = logits.max(dim=1)
-        share = torch.softmax(logits, dim=1, dtype=self.others.dtype)
-        # logsumexp of the tile: softmax at the top is 1 / sum
-        tile = top.to(self.others.dtype) - share.gather(1, at[:, None])[:, 0].log()
-        both = torch.logaddexp(self.others, tile)
-        self.before, self.now, self.others = (self.others - both).exp(), (tile - both).exp(), both
-        return share.to(self.dtype) if self.wanted else share
+        share = torch.softmax(logits, dim=1, dtype=self.level.dtype)
+        level = torch.maximum(self.level, top)
+        self.before = (self.level - level).exp()
+        self.now = (top - level).exp() / share.gather(1, at[:, None])[:, 0]  # softmax at the top is 1 / sum
+        self.level, self.total = level, self.total * self.before + self.now
+        return share if self.sums is None else share.to(self.dtype)
 
     def gather(self, share: Tensor, weight: Tensor, up: Tensor | None) -> None:
         """Add the tile's shares of the rows of the head: (n, t) @ (t, D) and (n, t) @ (t, r)."""
-        if self.sum is not None and self.product is not None:
+        if self.sums is not None and self.product is not None:
             torch.mm(share, weight, out=self.product)
-            self.sum.mul_(self.before[:, None]).addcmul_(self.product, self.now[:, None])
-        if self.low_sum is not None and up is not None:
-            self.low_sum.mul_(self.before[:, None]).addcmul_(share @ up, self.now[:, None])
+            self.sums.mul_(self.before[:, None]).addcmul_(self.product, self.now[:, None])
+        if self.low_sums is not None and up is not None:
+            self.low_sums.mul_(self.before[:, None]).addcmul_(share @ up, self.now[:, None])
 
-    def finish(self, head: Head) -> Walked:
-        margin = self.label_logit - self.others
+    def finish(self, head: Head) -> tuple[Tensor, Tensor]:
+        """(log p(label), label logit); the sums become directions in place."""
+        margin = self.label_logit - (self.level + self.total.log())
         unsure = torch.sigmoid(-margin)[:, None]
-        direction = low_direction = None
-        if self.sum is not None:
-            direction = (head.weight[self.labels] - self.sum).mul_(unsure).to(self.dtype)
-        if self.low_sum is not None and head.up is not None:
-            low_direction = (head.up[self.labels] - self.low_sum).mul_(unsure).to(self.dtype)
-        return Walked(F.logsigmoid(margin), self.label_logit, direction, low_direction)
+        for sums, weight in ((self.sums, head.weight), (self.low_sums, head.up)):
+            if sums is not None and weight is not None:
+                torch.sub(weight[self.labels], sums.div_(self.total[:, None]), out=sums).mul_(unsure)
+        return F.logsigmoid(margin), self.label_logit
 
     @staticmethod
     def spread(logits: Tensor, first: int, labels: Tensor, logp: Tensor, label_logit: Tensor, grad: Tensor) -> Tensor:
         """d loss / d logits of a tile (n, t): grad (one-hot - p), in the logits' dtype; they may be overwritten."""
-        p = (logits.to(grad.dtype) - (label_logit - logp)[:, None]).exp_()
+        p = (
+            (logits.to(grad.dtype) - label_logit[:, None]).add_(logp[:, None]).exp_()
+        )  # in this order: fewer digits lost
         p.mul_(-grad[:, None])
         rows = ((labels >= first) & (labels < first + logits.shape[1])).nonzero()[:, 0]
         p[rows, labels[rows] - first] = grad[rows] * -torch.expm1(logp[rows])
         return p.to(logits.dtype)
 
     @staticmethod
-    def scaled(direction: Tensor, grad: Tensor) -> Tensor:
-        """(n, D) times (n,), in the dtype of the direction."""
-        return (direction * grad[:, None]).to(direction.dtype)
+    def scaled(direction: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+        """(n, D) times (n,), rounded once."""
+        return (direction * grad[:, None]).to(dtype)
 
     @classmethod
     def width(cls, rows: int, vocabulary: int, tile: int | None) -> int:
@@ -129,11 +135,15 @@ class Walk:
     ) -> Walked:
         """All rows over the whole vocabulary, `rows` of them together."""
         width = cls.width(min(hidden.shape[0], cls.rows), head.weight.shape[0], tile)
-        parts = []
-        for rows in slices(hidden.shape[0], cls.rows) if len(hidden) else [slice(0, 0)]:
-            lows = None if low is None else low[rows]
-            parts.append(_together(cls(hidden[rows], lows, labels[rows], wanted), hidden[rows], lows, head, width))
-        return parts[0] if len(parts) == 1 else Walked(*(_join(list(same)) for same in zip(*parts, strict=True)))
+        sums, low_sums = (torch.empty_like(x, dtype=_exact(x)) if wanted and x is not None else None
+                          for x in (hidden, low))  # fmt: skip
+        ends = [(hidden.new_empty(0, dtype=_exact(hidden)),) * 2]
+        for rows in slices(hidden.shape[0], cls.rows):
+            its_low, its_sums, its_low_sums = (None if x is None else x[rows] for x in (low, sums, low_sums))
+            walker = cls(hidden[rows], labels[rows], its_sums, its_low_sums)
+            ends.append(_together(walker, hidden[rows], its_low, head, width))
+        logp, label_logit = (torch.cat(parts) for parts in zip(*ends, strict=True))
+        return Walked(logp, label_logit, sums, low_sums)
 
     @classmethod
     def again(
@@ -160,19 +170,14 @@ def slices(length: int, width: int) -> Iterator[slice]:
         yield slice(first, min(first + width, length))
 
 
-def _together(rows: Walk, hidden: Tensor, low: Tensor | None, head: Head, width: int) -> Walked:
+def _together(rows: Walk, hidden: Tensor, low: Tensor | None, head: Head, width: int) -> tuple[Tensor, Tensor]:
     room = hidden.new_empty(hidden.shape[0], width)
     for columns in slices(head.weight.shape[0], width):
         logits = head.logits(hidden, low, columns, out=room[:, : columns.stop - columns.start])
         share = rows.fold(logits, columns.start)
-        if rows.wanted:
+        if rows.sums is not None:
             rows.gather(share, head.weight[columns], None if head.up is None else head.up[columns])
     return rows.finish(head)
-
-
-def _join(parts: list[Tensor | None]) -> Tensor | None:
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
 
 
 def _exact(tensor: Tensor) -> torch.dtype:
@@ -202,7 +207,7 @@ class TokenLogprob(torch.autograd.Function):
             trained = any(ctx.needs_input_grad[i] for i in (1, 3, 5))
             rest = (hidden, low, weight, bias, up, labels, walked.logp, walked.label_logit) if trained else (None,) * 8
             ctx.save_for_backward(walked.direction, walked.low_direction, *rest)
-            ctx.tile, ctx.kind = tile, kind
+            ctx.tile, ctx.kind, ctx.dtype = tile, kind, hidden.dtype
         return walked.logp
 
     @staticmethod
@@ -210,8 +215,8 @@ class TokenLogprob(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         direction, low_direction, hidden, low, weight, bias, up, labels, *ends = ctx.saved_tensors
         needs, grad, kind = ctx.needs_input_grad, grads[0], ctx.kind
-        d_hidden = kind.scaled(direction, grad) if needs[0] else None
-        d_low = kind.scaled(low_direction, grad) if needs[4] else None
+        d_hidden = kind.scaled(direction, grad, ctx.dtype) if needs[0] else None
+        d_low = kind.scaled(low_direction, grad, ctx.dtype) if needs[4] else None
         d_weight = d_bias = d_up = None
         if needs[1] or needs[3] or needs[5]:
             head, wants = Head(weight, bias, up), [needs[1], needs[3], needs[5]]

@@ -107,7 +107,7 @@ def walks() -> None:
         over(logprob.KernelWalk, hidden, low, head, labels, None, True)
         walked = over(logprob.KernelWalk, hidden, low, head, labels, None, False)
         again(logprob.KernelWalk, hidden, low, head, labels, walked, grad, None, [True, False, True])
-        logprob._scaled._init_fn(hidden, grad)
+        logprob._scaled._init_fn(meta(n, width, dtype=torch.float32), grad, dtype)
 
 
 def ratios() -> None:
