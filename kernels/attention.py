@@ -301,7 +301,7 @@ def _launch(q: Tensor, backward: bool = False) -> dict[str, Any]:
     """Tile, step and warps, found by compiling ahead of time: the largest that spill no register (README.md)."""
     width, precise = max(triton.next_power_of_2(q.shape[2]), 16), q.dtype == torch.float32
     if precise:
-        tile, step, warps = 32, 32 if width <= 64 else 16, 8 if backward else 4
+        tile, step, warps = (16, 32, 8) if width > 64 else (32, 32, 8 if backward else 4)
     elif capability(q.device) >= (9, 0):
         tile, step, warps = 128, 64, 8
     else:

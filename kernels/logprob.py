@@ -112,7 +112,7 @@ def _spread_kernel(logits, stride, labels, logp, label_logit, grad, first, colum
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     value, scale = tl.load(logp + row), tl.load(grad + row)
     x = tl.load(logits + row * stride + at, mask=at < columns).to(value.dtype)
-    p = tl.exp(x - tl.load(label_logit + row) + value)
+    p = tl.exp(x - (tl.load(label_logit + row) - value))
     out = tl.where(at == tl.load(labels + row) - first, one_minus_exp(value), -p) * scale
     tl.store(logits + row * stride + at, out.to(logits.dtype.element_ty), mask=at < columns)
 

@@ -107,9 +107,7 @@ class Walk:
     @staticmethod
     def spread(logits: Tensor, first: int, labels: Tensor, logp: Tensor, label_logit: Tensor, grad: Tensor) -> Tensor:
         """d loss / d logits of a tile (n, t): grad (one-hot - p), in the logits' dtype; they may be overwritten."""
-        p = (
-            (logits.to(grad.dtype) - label_logit[:, None]).add_(logp[:, None]).exp_()
-        )  # in this order: fewer digits lost
+        p = (logits.to(grad.dtype) - (label_logit - logp)[:, None]).exp_()
         p.mul_(-grad[:, None])
         rows = ((labels >= first) & (labels < first + logits.shape[1])).nonzero()[:, 0]
         p[rows, labels[rows] - first] = grad[rows] * -torch.expm1(logp[rows])
