@@ -255,6 +255,20 @@ def token_logprob(
     return out
 
 
+@torch.no_grad()
+def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
+    """logsumexp of hidden headᵀ over the vocabulary: (N, D), (V, D) -> (N,) float32."""
+    totals = [hidden.new_empty(0, dtype=_exact(hidden))]
+    for rows in slices(len(hidden), Walk.rows):
+        part = hidden[rows]
+        total = part.new_full((len(part),), float("-inf"), dtype=_exact(part))
+        for columns in slices(len(head), Walk.width(len(part), len(head), tile)):
+            logits = (part @ head[columns].T).to(total.dtype)
+            total = torch.logaddexp(total, torch.logsumexp(logits, dim=1))
+        totals.append(total)
+    return torch.cat(totals)
+
+
 class LogOddsRatio(torch.autograd.Function):
     """log odds(chosen) - log odds(rejected), with the analytic gradient ±1 / (1 - p), which no branch can make NaN."""
 

@@ -68,6 +68,13 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def refuse_to_replace(folder: str | Path, mark: str) -> None:
+    """Stop before a folder is replaced that is neither empty nor of the kind to be written, which holds a file `mark`."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and ((folder / mark).exists() or not any(folder.iterdir()))):
+        raise ConfigError(f"{folder}: exists and holds no {mark}; give a new folder with --out")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -97,7 +104,7 @@ def read_json(path: str | Path, error: Callable[[str], MintError] = ConfigError,
         raise error(f"{path}: cannot be read ({fault.strerror})") from fault
     except json.JSONDecodeError as fault:
         raise error(f"{path}:{fault.lineno}:{fault.colno}: not JSON ({fault.msg})") from fault
-    except (UnicodeDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError) as fault:  # not UTF-8, a number of thousands of digits, nested too deeply
         raise error(f"{path}: not JSON ({type(fault).__name__})") from fault
 
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 else:
     from mint.kernels import blocks, reference
 
-__all__ = ["log_odds_ratio", "preference_terms", "token_logprob", "tree_attention", "tree_layout"]
+__all__ = [
+    "log_odds_ratio", "preference_terms", "row_logsumexp", "token_logprob", "tree_attention", "tree_layout",
+]  # fmt: skip
 
 
 def _backend(tensor: Tensor, name: str, plain: Any = reference) -> Any:
@@ -50,6 +52,11 @@ def token_logprob(
     """
     out: Tensor = _backend(hidden, "logprob").token_logprob(hidden, head, labels, bias=bias, low=low, up=up, tile=tile)
     return out
+
+
+def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
+    """logsumexp over the vocabulary of each row: hidden (N, D), head (V, D) -> (N,) float32; for scoring, no gradient."""
+    return reference.row_logsumexp(hidden, head, tile=tile)
 
 
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:

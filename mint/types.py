@@ -20,7 +20,8 @@ Message = dict[str, Any]
 class Record:
     """One case: what is known of it, in any modality.
 
-    `image` is a path, a path with the item of an array or archive behind '#' (`fold1/images.npy#17`), or an open picture.
+    `image` is a path, a path with the item of an array or archive behind '#' (`fold1/images.npy#17`), an open picture, or
+    what draws one when asked (`image.draw()`, as the built-in tasks' do).
     `terms` are the findings present and `excluded` those looked for and absent, each as written in the source.
     """
 
@@ -51,7 +52,8 @@ class Ranking:
 class PreferencePair:
     """One prompt and two answers: `chosen` is preferred to `rejected`.
 
-    `prompt`, `chosen` and `rejected` are message lists; plain strings where the source has plain strings.
+    `prompt`, `chosen` and `rejected` are message lists; plain strings where the source has plain strings. `where` is the
+    place in its file (`pairs.jsonl:17`), for messages.
     """
 
     id: str
@@ -59,6 +61,7 @@ class PreferencePair:
     chosen: str | list[Message]
     rejected: str | list[Message]
     image: Any = None
+    where: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

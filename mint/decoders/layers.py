@@ -89,7 +89,8 @@ class Rotation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _rotate(grads[0], *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _rotate(grads[0], cos, sin, -1), None, None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
@@ -141,7 +142,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * head_width, width, bias=False)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (-1, self.head_width)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            project(x).unflatten(-1, (-1, self.head_width)) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = Rotation.apply(q, *angles), Rotation.apply(k, *angles)
         out: Tensor = self.o_proj(attend(self.layer, q, k, v).flatten(1))
         return out
@@ -164,7 +167,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(self, width: int, inner: int, heads: int, kv_heads: int, head_width: int, eps: float, layer: int) -> None:
+    def __init__(
+        self, width: int, inner: int, heads: int, kv_heads: int, head_width: int, eps: float, layer: int
+    ) -> None:
         super().__init__()
         self.self_attn = Attention(width, heads, kv_heads, head_width, layer)
         self.mlp = FeedForward(width, inner)
@@ -173,4 +178,5 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), angles, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out

@@ -1,0 +1,332 @@
+"""The command line: `python -m mint COMMAND`. A command turns words into a call of `pipeline` and its result into words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .config import AlignSettings
+from .errors import ConfigError, MintError, WorkError
+from .progress import say, set_quiet
+
+Command = Callable[..., Any]
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mint-transfer", prog_name="mint", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Moves what a multimodal model knows into a decoder that sees one modality, by preference optimisation."""
+
+
+def main() -> None:
+    """Entry point of `mint`, `python -m mint` and `python cli.py`."""
+    cli(prog_name="mint")
+
+
+def command(*names: str) -> Callable[[Command], click.Command]:
+    """A command with the options that all have; its return value is printed, its errors become one line."""
+
+    def decorate(body: Command) -> click.Command:
+        @wraps(body)
+        def guarded(quiet: bool, as_json: bool, traceback: bool, **words: Any) -> None:
+            set_quiet(quiet)
+            try:
+                _show(body(**words), as_json)
+            except MintError as error:
+                if traceback:
+                    raise
+                click.echo(f"mint: {' '.join(str(error).split())}", err=True)
+                sys.exit(1 if isinstance(error, WorkError) else 2)
+
+        run: Command = guarded
+        for option in (
+            click.option("--quiet", is_flag=True, help="No progress and no remarks on stderr."),
+            click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+            click.option("--traceback", is_flag=True, help="On an error, the whole traceback."),
+        ):
+            run = option(run)
+        for name in names:
+            run = _SHARED[name](run)
+        return cli.command(name=body.__name__.rstrip("_"))(run)
+
+    return decorate
+
+
+_SHARED: dict[str, Callable[[Command], Command]] = {
+    "seed": click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
+    "device": click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    "dtype": click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),
+    "date": click.option("--date", help="The date in the chat template, like '26 Jul 2024'; today's unless given."),
+    "skip_bad": click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them on stderr."),
+}
+
+
+def _show(result: Any, as_json: bool) -> None:
+    """A result on stdout: an object as lines of name and value, rows one by one, or all of it as one JSON object."""
+    if isinstance(result, dict):
+        lines = [f"{name}: {value}" for name, value in result.items()]
+        click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+    elif isinstance(result, Iterator):
+        rows = list(result) if as_json else result
+        click.echo(json.dumps({"rows": rows}, ensure_ascii=False)) if as_json else _print_rows(rows)
+
+
+def _print_rows(rows: Iterable[Any]) -> None:
+    for row in rows:
+        click.echo(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False))
+
+
+def _settings(body: Command) -> Command:
+    """An option for every setting of a run. One that is not given stays None, so that --config can fill it."""
+    for setting in reversed(fields(AlignSettings)):
+        kind = str(setting.type).removesuffix(" | None")
+        name, meaning = setting.name.replace("_", "-"), setting.metadata["help"]
+        shown = "" if setting.default in ("", None, False) else f"  [default: {_written(setting.default)}]"
+        if kind == "bool":
+            body = click.option(f"--{name}/--no-{name}", setting.name, default=None, help=meaning + shown)(body)
+        else:
+            body = click.option(f"--{name}", setting.name, type=_KINDS.get(kind, str), help=meaning + shown)(body)
+    return body
+
+
+def _written(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSettings:
+    """The settings: those given, else those of --config or of the run to be resumed, else the defaults."""
+    from .training.runs import holds_run, read_run
+
+    values = {name: value for name, value in given.items() if value is not None}
+    if "targets" in values:
+        values["targets"] = tuple(part.strip() for part in values["targets"].split(",") if part.strip())
+    out = values.get("out", AlignSettings().out)
+    config = out if config is None and resume and holds_run(Path(out)) else config
+    stored = AlignSettings.from_dict(read_run(Path(config)), config).as_dict() if config else {}
+    return AlignSettings(**{**stored, **values})
+
+
+def _listed(skipped: list[str] | None) -> None:
+    """Say what --skip-bad left out."""
+    for fault in skipped or []:
+        say(f"left out: {fault}")
+    if skipped:
+        say(f"left out {len(skipped)} in all")
+
+
+@command("skip_bad")
+@_settings
+@click.option("--config", help="A run.json (or run folder): its settings, but for those given here.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print the audit of the pairs and stop.")
+def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **given: Any) -> dict[str, Any]:
+    """Align a decoder on preference pairs: an adapter comes out.
+
+    \b
+    Example:  python cli.py align --model meta-llama/Llama-3.2-3B-Instruct --pairs pairs.jsonl --out runs/first
+    """
+    from . import pipeline
+
+    settings = _resolve(given, config, resume)
+    if not settings.pairs:
+        raise ConfigError("--pairs: nothing to train on; wanted a JSON-lines file of preference pairs")
+    skipped: list[str] | None = [] if skip_bad else None
+    try:
+        return pipeline.align(settings, resume=resume, dry_run=dry_run, skipped=skipped)
+    finally:
+        _listed(skipped)
+
+
+@command("seed", "device", "dtype", "date", "skip_bad")
+@click.argument("cases", required=False)
+@click.option("--note", help="The note of one case.")
+@click.option("--model", required=True, help="Folder or hub name of the decoder.")
+@click.option("--adapter", help="Adapter folder, ours or PEFT's.")
+@click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")
+@click.option("--mode", type=click.Choice(["rank", "text"]), default="rank", show_default=True, help="How to answer.")
+@click.option(
+    "--normalise", type=click.Choice(["sum", "mean"]), default="sum", show_default=True, help="Of a label's tokens."
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Text mode: at most so many."
+)
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="Text mode: 0 takes the likeliest token."
+)
+@click.option("--out", help="JSON-lines file of predictions.")
+def predict(cases: str | None, note: str | None, out: str | None, skip_bad: bool, **words: Any) -> Any:
+    """Predict the classes of a note, or of every case of a file or folder.
+
+    \b
+    Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
+    """
+    from . import pipeline
+    from .evaluation.predictions import prediction_row, write_predictions
+    from .types import Record
+
+    if (cases is None) == (note is None):
+        raise ConfigError("wanted either CASES (a file or folder) or --note, and not both")
+    if note is not None and words["mode"] == "text" and out is None:
+        return _stream(note, **words)
+    skipped: list[str] | None = [] if skip_bad else None
+    source: Any = cases if note is None else [Record("note", note=note)]
+    words.pop("temperature"), words.pop("seed")
+    answers = pipeline.predict(source, skipped=skipped, **words)
+    if out is not None:
+        return {"out": out, "cases": write_predictions(out, answers)}
+    return (_table(answer) if note is not None else prediction_row(answer) for answer in answers)
+
+
+def _stream(note: str, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,
+            device: str, dtype: str, date: str | None, top: int, **_: Any) -> dict[str, Any]:  # fmt: skip
+    """Print the answer to one note as it is generated; what is returned is the whole of it."""
+    from .decoders import load_decoder
+    from .prompts import prompt_messages
+    from .types import Record
+
+    decoder = load_decoder(model, adapter=adapter, device=device, dtype=dtype, date=date)
+    messages = prompt_messages(Record("note", note=note), "note", k=top)
+    ids, said, shown = decoder.tokenizer.chat_ids(messages, generate=True), [], ""
+
+    def hear(_: int, token: int) -> None:
+        nonlocal shown
+        said.append(token)
+        text = decoder.tokenizer.decode(said)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a letter: wait for the rest
+            click.echo(text[len(shown) :], nl=False)
+            shown = text
+
+    decoder.generate([ids], max_new_tokens, temperature, seed=seed, on_token=hear)
+    click.echo()
+    return {}
+
+
+def _table(answer: Any) -> str:
+    """One ranking for a person."""
+    rows = [
+        f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in enumerate(answer.ranking, 1)
+    ]
+    return answer.text if answer.text is not None else "\n".join(rows)
+
+
+@command("skip_bad")
+@click.argument("cases")
+@click.option("--teacher", required=True, help="ViLT or CLIP checkpoint, GestaltMML's .pt, or a file of scores.")
+@click.option("--modality", type=click.Choice(["note", "image", "both"]), default="note", show_default=True,
+              help="What of a case the student will see.")  # fmt: skip
+@click.option(
+    "--kind", type=click.Choice(["disease", "tissue"]), default="disease", show_default=True, help="Of classes."
+)
+@click.option("--chosen-k", type=click.IntRange(1), help="Classes of the chosen answer [default: 10, tissues 5].")
+@click.option("--rejected-q", type=click.IntRange(1), help="Classes of the rejected answer [default: 15, tissues 5].")
+@click.option("--rejected", type=click.Choice(["bottom", "near", "random"]), default="bottom", show_default=True,
+              help="Where rejected classes come from: the end of the ranking, just below the chosen, anywhere.")  # fmt: skip
+@click.option("--label-first", is_flag=True, help="Put the known label before the teacher's classes.")
+@click.option("--label-within", type=click.IntRange(1), help="Leave out cases whose label the teacher ranks lower.")
+@click.option("--template", help="A text file with the words of the prompt: {note}, {k}, {labels}.")
+@click.option("--temperature", type=float, help="Of the teacher's scores, where they are kept.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random negatives.")
+@click.option("--out", required=True, help="JSON-lines file of pairs.")
+def prefer(cases: str, out: str, skip_bad: bool, template: str | None, **choices: Any) -> dict[str, Any]:
+    """Rank the classes of each case with a teacher and write the preference pairs.
+
+    \b
+    Example:  python cli.py prefer cases.csv --teacher teacher/ --out pairs.jsonl
+    """
+    from . import pipeline
+    from .pairs.files import write_pairs
+    from .prompts import read_template
+
+    words = None if template is None else read_template(template)
+    skipped: list[str] | None = [] if skip_bad else None
+    count = write_pairs(out, pipeline.prefer(cases, skipped=skipped, template=words, **choices))
+    _listed(skipped)
+    return {"out": out, "pairs": count}
+
+
+@command("seed", "device")
+@click.argument("cases")
+@click.option("--base", default="none", show_default=True, help="ViLT checkpoint to start from, or none.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the cases.")
+@click.option("--lr", type=float, default=0.0, help="Learning rate; 5e-5 on a checkpoint, 5e-4 from nothing.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Cases of a step.")
+@click.option(
+    "--loss", type=click.Choice(["bce", "cross_entropy"]), default="bce", show_default=True, help="Of the classes."
+)
+@click.option("--class-weights", type=click.Choice(["none", "balanced", "root"]), default="none", show_default=True,
+              help="How much more rare classes count.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Continue the training in --out.")
+@click.option("--out", required=True, help="Folder of the teacher.")
+def teach(cases: str, base: str, out: str, **choices: Any) -> dict[str, Any]:
+    """Train the fusion encoder on cases with photo, note and label.
+
+    \b
+    Example:  python cli.py teach cases.csv --base dandelin/vilt-b32-mlm --out teacher/
+    """
+    from . import pipeline
+
+    taught = pipeline.teach(cases, out=out, base=None if base == "none" else base, **choices)
+    scores = {"validation_top_1": taught.top1, "validation_top_10": taught.top10}
+    return {"out": str(taught.folder), "classes": len(taught.classes), "steps": taught.steps, **scores}
+
+
+@command("seed")
+@click.argument("predictions")
+@click.option("--truth", required=True, help="The cases with their labels: a file or folder of any format.")
+@click.option("--labels", help="The closed set, one label a line; names outside it are counted.")
+@click.option("--out", help="HTML page of the results.")
+def evaluate(predictions: str, truth: str, labels: str | None, out: str | None, seed: int) -> dict[str, Any]:
+    """Compare predictions with the truth.
+
+    \b
+    Example:  python cli.py evaluate predictions.jsonl --truth cases.csv --out report.html
+    """
+    from . import pipeline
+    from .report import write_report
+
+    report = pipeline.evaluate(predictions, truth=truth, labels=labels, seed=seed)
+    if out is not None:
+        write_report(out, {"predictions": report}, title="Predictions against the truth", student="predictions")
+    return {**report.metrics, **({} if out is None else {"out": out})}
+
+
+@command()
+@click.option("--out", help="JSON file of the results.")
+def bench(out: str | None) -> dict[str, Any]:
+    """Time the kernels on this machine against plain PyTorch, as ratios.
+
+    \b
+    Example:  python cli.py bench --out bench.json
+    """
+    from importlib import import_module
+
+    results: dict[str, Any] = import_module("mint.kernels.bench").results(out)
+    return results
+
+
+@command("device", "dtype")
+@click.option("--model", required=True, help="Folder or hub name of the base decoder.")
+@click.option("--adapter", required=True, help="Adapter folder, ours or PEFT's.")
+@click.option("--out", required=True, help="Folder of the merged checkpoint.")
+def merge(model: str, adapter: str, out: str, **loading: Any) -> dict[str, Any]:
+    """Write base + adapter as a plain checkpoint.
+
+    \b
+    Example:  python cli.py merge --model DIR --adapter runs/first/adapter --out merged
+    """
+    from . import pipeline
+
+    return pipeline.merge(model, adapter, out, **loading)
+
+
+if __name__ == "__main__":
+    main()

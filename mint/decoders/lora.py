@@ -1,0 +1,232 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): y = x Wᵀ + scale (dropout(x) Aᵀ) Bᵀ with W frozen.
+
+Shapes: N tokens, r rank, A (r, in), B (out, r). A and B are kept in float32, whatever the dtype of the network, because
+steps of a small learning rate vanish in bfloat16; the products are made in the dtype of x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..errors import CheckpointError, ConfigError
+from ..weights.adapters import Adapter, Pair
+
+ALL_LINEAR = "all-linear"
+HEAD = "lm_head"
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer with an adapter beside its weight; the weight keeps its name and is shared, not copied."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.empty(self.out_features, rank, dtype=torch.float32, device=device))
+        self.scale, self.dropout, self.enabled = scale, dropout, True
+
+    def start(self, generator: torch.Generator) -> None:
+        """A uniform in ±1/sqrt(in), as PEFT starts it, and B zero: the network begins as its base."""
+        bound = self.in_features**-0.5
+        fresh = torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator)
+        with torch.no_grad():
+            self.lora_A.copy_(fresh)
+            self.lora_B.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
+        drops = self.training and self.dropout > 0
+        inner = F.dropout(x, self.dropout) if drops else None
+        out: Tensor = _LowRank.apply(x, inner, self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
+        return out
+
+    def low(self, x: Tensor) -> Tensor:
+        """scale dropout(x) Aᵀ (N, r): what meets B, for a caller that multiplies by the weight itself."""
+        return F.dropout(x, self.dropout, self.training) @ (self.lora_A * self.scale).to(x.dtype).T
+
+    def merged(self) -> Tensor:
+        """W + scale B A, added in float32 and cast once."""
+        return torch.addmm(self.weight.float(), self.lora_B, self.lora_A, alpha=self.scale).to(self.weight.dtype)
+
+
+class _LowRank(torch.autograd.Function):
+    """The adapted product; every addition is made inside a matrix product, so no (N, out) tensor is made twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        inner: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+    ) -> Tensor:
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        source = x if inner is None else inner
+        low = source @ a.T
+        out = F.linear(x, weight, bias).addmm_(low, b.T, alpha=scale)
+        ctx.save_for_backward(source, low, weight, a, b)
+        ctx.scale, ctx.dropped = scale, inner is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        source, low, weight, a, b = ctx.saved_tensors
+        grad = grads[0]
+        d_low = (grad @ b).mul_(ctx.scale)
+        d_x = grad @ weight if ctx.needs_input_grad[0] else None
+        d_inner = d_low @ a if ctx.dropped and ctx.needs_input_grad[1] else None
+        if d_x is not None and not ctx.dropped:
+            d_x.addmm_(d_low, a)
+        d_bias = grad.sum(0) if ctx.needs_input_grad[3] else None
+        d_a = (d_low.T @ source).float() if ctx.needs_input_grad[4] else None
+        d_b = (grad.T @ low).float().mul_(ctx.scale) if ctx.needs_input_grad[5] else None
+        return d_x, d_inner, None, d_bias, d_a, d_b, None
+
+
+def targets_of(network: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """The linear layers that target names stand for: a last part (`q_proj`), a whole name, or `all-linear`, which is
+    every linear layer but the head; the head comes in by its own name."""
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    found: set[str] = set()
+    for target in wanted:
+        hits = {n for n in linear if _hits(n, target)}
+        if not hits:
+            ends = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(f"--targets {target}: no such linear layer; there are {', '.join(ends)} and {ALL_LINEAR}")
+        found |= hits
+    return [name for name in linear if name in found]
+
+
+def _hits(name: str, target: str) -> bool:
+    if target == ALL_LINEAR:
+        return name.rpartition(".")[2] != HEAD
+    return name == target or name.endswith("." + target)
+
+
+def attach(
+    network: nn.Module,
+    targets: str | Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    seed: int = 0,
+) -> list[str]:
+    """Freeze the network and put a fresh adapter on each target; returns the names of the adapted layers."""
+    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise ConfigError(
+            f"rank {rank}, alpha {alpha}, dropout {dropout}: wanted rank >= 1, alpha > 0, 0 <= dropout < 1"
+        )
+    names = targets_of(network, targets)
+    network.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name in names:
+        layer = _replace(network, name, rank, alpha / math.sqrt(rank) if rslora else alpha / rank, dropout)
+        if not layer.weight.is_meta:
+            layer.start(generator)
+    return names
+
+
+def load(network: nn.Module, adapter: Adapter, *, trainable: bool = False) -> None:
+    """Freeze the network and put a stored adapter on it, which is frozen too unless `trainable`.
+
+    A layer that the network lacks, or one of another shape, is refused by name.
+    """
+    network.requires_grad_(False)
+    adapter.check_base(network)
+    modules = dict(network.named_modules())
+    for name, (a, b) in adapter.tensors.items():
+        base = modules.get(name)
+        if not isinstance(base, nn.Linear):
+            raise CheckpointError(f"{adapter.folder}: adapts {name}, which this model has not; give its own base model")
+        wanted = (a.shape[0], base.in_features), (base.out_features, a.shape[0])
+        if (tuple(a.shape), tuple(b.shape)) != wanted:
+            found = f"A {list(a.shape)}, B {list(b.shape)}"
+            raise CheckpointError(
+                f"{adapter.folder}: {name} has {found}; wanted A {list(wanted[0])}, B {list(wanted[1])}; "
+                f"give the base model that the adapter was trained on"
+            )
+        layer = _replace(
+            network, name, a.shape[0], adapter.scaling(name), float(adapter.config.get("lora_dropout", 0.0))
+        )
+        with torch.no_grad():
+            layer.lora_A.copy_(a)
+            layer.lora_B.copy_(b)
+        layer.lora_A.requires_grad_(trainable)
+        layer.lora_B.requires_grad_(trainable)
+
+
+def _replace(network: nn.Module, name: str, rank: int, scale: float, dropout: float) -> LoRALinear:
+    parent, _, last = name.rpartition(".")
+    holder = network.get_submodule(parent)
+    base = getattr(holder, last)
+    if isinstance(base, LoRALinear):
+        raise ConfigError(f"{name} has an adapter already; merge it first, or start from it with --adapter")
+    layer = LoRALinear(base, rank, scale, dropout).train(network.training)
+    setattr(holder, last, layer)
+    return layer
+
+
+def short_names(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """Adapted layers as an adapter's config names them: by their last part, where that names no other layer."""
+    ends = sorted({name.rpartition(".")[2] for name in names})
+    return ends if set(targets_of(network, ends)) == set(names) else sorted(names)
+
+
+def adapted(network: nn.Module) -> dict[str, LoRALinear]:
+    """The adapted layers by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, LoRALinear)}
+
+
+def tensors(network: nn.Module) -> dict[str, Pair]:
+    """(A, B) of each adapted layer, by name."""
+    return {name: (layer.lora_A.detach(), layer.lora_B.detach()) for name, layer in adapted(network).items()}
+
+
+@contextmanager
+def switched_off(network: nn.Module) -> Iterator[None]:
+    """The network as its base, for as long as the block lasts: DPO's reference."""
+    layers = list(adapted(network).values())
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
+
+
+def merged_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the plain checkpoint that equals network + adapter, one by one. A head that is tied to the
+    embedding and adapted is written under its own name, since the two then differ."""
+    layers = adapted(network)
+    held = {id(p): n for n, p in network.named_parameters() if not _end(n).startswith("lora_")}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        owner, _, last = name.rpartition(".")
+        if last.startswith("lora_"):
+            continue
+        if owner in layers and last == "weight":
+            yield name, layers[owner].merged()
+        elif held[id(parameter)] == name:
+            yield name, parameter.detach()
+
+
+def _end(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,78 @@
+"""What this machine offers: the device and dtype that `auto` stands for, and memory at its peak and left."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from .errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device by name; `auto` is the first GPU where there is one."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"--device {device}: no such device; wanted auto, cpu or cuda") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: this machine has no CUDA device that torch can use; give cpu or auto")
+    return found
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device, stored: torch.dtype = torch.float32) -> torch.dtype:
+    """The dtype by name. `auto` is that of the checkpoint, but bfloat16 only where products in it are not slower."""
+    name = str(dtype).removeprefix("torch.")
+    if name != "auto":
+        if name not in DTYPES:
+            raise ConfigError(f"--dtype {name}: wanted auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if stored not in (torch.bfloat16, torch.float16):
+        return torch.float32
+    return torch.bfloat16 if device.type in ("cuda", "meta") or fast_bfloat16() else torch.float32
+
+
+@cache
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones: tried once, in some milliseconds."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        x = torch.ones(512, 512, dtype=dtype)
+        return min(_timed(lambda: x @ x) for _ in range(4))
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this process has held: on the GPU, or resident on the processor."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on this device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: assume what a small machine has
+        return 8 << 30

@@ -1,0 +1,62 @@
+"""Intervals by the bootstrap: what the figures would be, had other cases (or groups of cases) been drawn.
+
+Shapes: N cases, G groups, M figures, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError
+
+Floats = NDArray[np.float64]
+_CELLS = 1 << 22  # of the (resamples, groups) matrix that is held at once
+
+
+def resampled_sums(columns: Floats, groups: Sequence[str], resamples: int, seed: int) -> Floats:
+    """Sums of each column (N, M) over R draws of the groups with replacement -> (R, M).
+
+    Cases of one group (one patient, one slide, one publication) are drawn together. The draws depend on the seed and
+    the number of groups alone, so two systems judged on the same cases meet the same draws and can be subtracted.
+    """
+    if resamples < 1:
+        raise ConfigError(f"resamples {resamples}: at least 1 is wanted")
+    names = {name: index for index, name in enumerate(dict.fromkeys(groups))}
+    G = len(names)
+    sums = np.zeros((G, columns.shape[1]))
+    np.add.at(sums, [names[group] for group in groups], columns)
+    random = np.random.default_rng(seed)
+    step = max(1, _CELLS // G)
+    parts = []
+    for begin in range(0, resamples, step):
+        rows = min(step, resamples - begin)
+        drawn = random.integers(0, G, size=(rows, G)) + np.arange(rows)[:, None] * G
+        times = np.bincount(drawn.ravel(), minlength=rows * G).reshape(rows, G)  # how often each group was drawn
+        parts.append(times @ sums)
+    return np.concatenate(parts)
+
+
+def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of the resampled values (R,)."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: Sequence[float],
+    groups: Sequence[str] | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """(mean, low, high) of one figure per case (N,), for instance of the difference of two systems case by case."""
+    column = np.asarray(values, dtype=np.float64)
+    if not len(column):
+        raise ConfigError("no values to take the mean of")
+    names = [str(case) for case in range(len(column))] if groups is None else groups
+    sums = resampled_sums(np.stack([column, np.ones_like(column)], axis=1), names, resamples, seed)
+    return float(column.mean()), *interval(sums[:, 0] / sums[:, 1], level)

@@ -1,0 +1,245 @@
+"""The whole story on one screen: teach, prefer, align, predict, evaluate. Each verb is what the command of its name calls.
+
+records --encoder--> scores --> ranking --> pairs --> token trees --> decoder + LoRA --> adapter --> predictions --> report
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .config import AlignSettings
+from .decoders import Decoder, load_decoder, lora, stored_dtype
+from .devices import free_memory
+from .encoders import Encoder, load_encoder
+from .errors import ConfigError, RecordError
+from .evaluation import measure
+from .evaluation.predictions import read_predictions
+from .jsonlines import refuse
+from .labels import LabelSet, read_labels
+from .pairs import prefer_pairs
+from .pairs.files import read_pairs
+from .progress import say
+from .prompts import prompt_messages
+from .ranking import rank
+from .records import read_records
+from .scoring import Ranker
+from .teaching import Taught
+from .teaching import teach as train_teacher
+from .training import Trainer, runs
+from .training.audit import activation_bytes, audit
+from .training.batches import TokenPair, token_pairs
+from .types import Prediction, PreferencePair, Record, Report
+from .weights.adapters import read_adapter
+from .weights.shards import write_checkpoint
+
+
+def teach(cases: str | Path | Iterable[Record], *, out: str | Path, **choices: Any) -> Taught:
+    """Train the fusion encoder on cases that have photo, note and label. `choices` are those of `teaching.teach`."""
+    return train_teacher(_records(cases), out=out, **choices)
+
+
+def prefer(
+    cases: str | Path | Iterable[Record],
+    *,
+    teacher: str | Path | Encoder,
+    skipped: list[str] | None = None,
+    temperature: float | None = None,
+    **choices: Any,
+) -> Iterator[PreferencePair]:
+    """The teacher ranks the classes of each case; its ranking becomes a pair. `choices` are those of `prefer_pairs`."""
+    encoder = load_encoder(teacher) if isinstance(teacher, str | Path) else teacher
+    for records, scores in encoder.score_batches(_records(cases, skipped=skipped), skipped):
+        rankings = rank([record.id for record in records], scores, encoder.classes, temperature=temperature)
+        for ranking, record in zip(rankings, records, strict=True):
+            try:
+                _check_label(record, encoder)
+                yield from prefer_pairs([ranking], [record], **choices)
+            except RecordError as fault:
+                refuse(fault, skipped)
+
+
+def _check_label(record: Record, teacher: Encoder) -> None:
+    """Refuse a case whose label the teacher cannot name: what it would teach of that case is wrong."""
+    if record.label is not None and record.label not in teacher.classes:
+        raise RecordError(
+            f"case {record.id!r}: its label {record.label!r} is none of the teacher's {len(teacher.classes)} classes; "
+            f"correct the label, teach with a teacher that has it, or leave such cases out with --skip-bad"
+        )
+
+
+def align(
+    settings: AlignSettings,
+    pairs: Iterable[PreferencePair] | None = None,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    skipped: list[str] | None = None,
+) -> dict[str, Any]:
+    """Pairs (by default the file `settings.pairs`) -> an adapter in `settings.out`; with `dry_run` only the audit of them."""
+    folder = Path(settings.out)
+    resume = resume and runs.holds_run(folder)
+    if resume:
+        settings = runs.settings_to_resume(folder, settings)
+    elif not dry_run:
+        runs.check_new(folder)
+    source = read_pairs(settings.pairs, skipped=skipped) if pairs is None else pairs
+    decoder, adapter_config = _student(settings)
+    everything = token_pairs(source, decoder.tokenizer, settings, skipped)
+    held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
+    training = [pair for pair in everything if _share(pair.id) >= settings.held_out]
+    if not training:
+        raise ConfigError(
+            f"{settings.pairs or 'pairs'}: no pair to train on; give at least one, or a smaller --held-out"
+        )
+    if dry_run:
+        return audit(decoder, training, settings)
+    settings = _resolved(decoder, settings, training)
+    _report_cuts(everything)
+    with runs.locked(folder):
+        if not resume:
+            runs.check_new(folder)  # again, now that no other run can begin here
+        runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
+        Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
+    last = runs.read_metrics(folder / "metrics.jsonl")[-1]
+    return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
+
+
+def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
+    """The decoder with the adapter that will be trained, and what PEFT has to know of it."""
+    if not settings.model:
+        raise ConfigError("--model: no decoder given; wanted a checkpoint folder or a hub name")
+    decoder = load_decoder(settings.model, device=settings.device, dtype=settings.dtype, date=settings.date)
+    if settings.adapter is not None:
+        adapter = read_adapter(settings.adapter)
+        lora.load(decoder.network, adapter, trainable=True)
+        return decoder, dict(adapter.config)
+    names = lora.attach(
+        decoder.network,
+        settings.targets,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        rslora=settings.rslora,
+        seed=settings.seed,
+    )
+    config = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    return decoder, {
+        **config,
+        "use_rslora": settings.rslora,
+        "target_modules": lora.short_names(decoder.network, names),
+    }
+
+
+def _resolved(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenPair]) -> AlignSettings:
+    """The settings with what was left open decided: run.json holds them, so a run can be repeated on another day."""
+    decoder.network.model.recompute = _recompute(decoder, settings, pairs)
+    return replace(
+        settings,
+        date=decoder.tokenizer.date,
+        dtype=str(decoder.dtype).removeprefix("torch."),
+        device=decoder.device.type,
+        recompute=decoder.network.model.recompute,
+        nll=settings.scope,
+    )
+
+
+def _recompute(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenPair]) -> bool:
+    """Activation checkpointing by choice, or when a batch would take more than half of the free memory."""
+    if settings.recompute is not None:
+        return settings.recompute
+    tokens = min(max(settings.tokens_per_batch, *(pair.size for pair in pairs)), sum(pair.size for pair in pairs))
+    needed, free = activation_bytes(decoder, tokens), free_memory(decoder.device)
+    if needed > free / 2:
+        sizes = f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free"
+        say(f"{sizes}: they are computed again in backward")
+    return needed > free / 2
+
+
+def _report_cuts(pairs: Sequence[TokenPair]) -> None:
+    """Say how many texts the limits have cut."""
+    prompts, answers = sum(pair.cut_prompt > 0 for pair in pairs), sum(pair.cut_answers > 0 for pair in pairs)
+    if prompts or answers:
+        say(f"of {len(pairs):,} pairs {prompts:,} had their prompt cut and {answers:,} an answer; see --max-length")
+
+
+def _share(name: str) -> float:
+    """A number in [0, 1) that the name alone decides: which pairs are held out never changes."""
+    return int.from_bytes(hashlib.sha256(f"held-out|{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def predict(
+    cases: str | Path | Iterable[Record],
+    *,
+    model: str | Path | Decoder,
+    adapter: str | Path | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    mode: str = "rank",
+    modality: str = "note",
+    kind: str = "disease",
+    template: str | None = None,
+    top: int | None = 10,
+    normalise: str = "sum",
+    max_new_tokens: int = 256,
+    skipped: list[str] | None = None,
+    **loading: Any,
+) -> Iterator[Prediction]:
+    """One modality of each case in, classes best first out ("rank": exact over `labels`; "text": free text)."""
+    decoder = model if isinstance(model, Decoder) else load_decoder(model, adapter=adapter, **loading)
+    known = _labels(labels)
+    if mode == "rank" and known is None:
+        raise ConfigError("--labels: rank mode needs the closed set; give a file with one label a line, or --mode text")
+    ranker = Ranker(decoder, known.labels, normalise) if mode == "rank" and known is not None else None
+    for record in _records(cases, skipped=skipped):
+        names = known.labels if known is not None else ()
+        messages = prompt_messages(record, modality, kind=kind, k=top or 10, template=template, labels=names)
+        if ranker is not None:
+            yield ranker.rank(record.id, messages, top)
+        else:
+            ids = decoder.tokenizer.chat_ids(messages, generate=True)
+            answer = decoder.generate([ids], max_new_tokens)[0]
+            yield Prediction(record.id, text=decoder.tokenizer.decode(answer))
+
+
+def evaluate(
+    predictions: str | Path | Iterable[Prediction],
+    *,
+    truth: str | Path | Iterable[Record],
+    labels: str | Path | Sequence[str] | None = None,
+    **choices: Any,
+) -> Report:
+    """Predictions against what is true of the same cases. `choices` are those of `evaluation.measure`."""
+    answers = read_predictions(predictions) if isinstance(predictions, str | Path) else predictions
+    return measure(answers, _records(truth), labels=_labels(labels), **choices)
+
+
+def merge(
+    model: str | Path, adapter: str | Path, out: str | Path, *, dtype: str = "auto", **loading: Any
+) -> dict[str, Any]:
+    """Base and adapter as one plain checkpoint in the official layout, unless told otherwise in the dtypes of the base."""
+    decoder = load_decoder(model, adapter=adapter, dtype=dtype, **loading)
+    folder, stored = decoder.checkpoint.folder, decoder.checkpoint.tensors
+    if Path(out).resolve() == folder.resolve():
+        raise ConfigError(f"--out {out}: is the base model itself; give a new folder")
+    usual = stored_dtype(decoder.checkpoint) if dtype == "auto" else decoder.dtype
+    config = {**decoder.checkpoint.config, "torch_dtype": str(usual).removeprefix("torch.")}
+    config.pop("dtype", None)
+    if isinstance(decoder.network.lm_head, lora.LoRALinear):
+        config["tie_word_embeddings"] = False
+    kinds = {name: info.dtype for name, info in stored.items()} if dtype == "auto" else {}
+    tensors = ((name, tensor.to(kinds.get(name, usual))) for name, tensor in lora.merged_tensors(decoder.network))
+    write_checkpoint(out, tensors, config, copy_from=folder)
+    return {"out": str(out), "bytes": sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))}
+
+
+def _records(cases: str | Path | Iterable[Record], **reading: Any) -> Iterable[Record]:
+    return read_records(cases, undiagnosed=True, **reading) if isinstance(cases, str | Path) else cases
+
+
+def _labels(labels: str | Path | Sequence[str] | None) -> LabelSet | None:
+    if labels is None:
+        return None
+    return read_labels(labels) if isinstance(labels, str | Path) else LabelSet(labels)

@@ -1,0 +1,102 @@
+"""From the log-probabilities of a batch's edges to the loss of its share of a step, and to the metrics of that step.
+
+Shapes: E scored edges, b pairs of a batch, B pairs of the whole step.
+
+The likelihood term is pooled over the tokens of the whole step and every other term is a mean over its B pairs, so the
+pieces of a step, on one rank or on several, add up to exactly what one long batch gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import AlignSettings
+from ..kernels import log_odds_ratio
+from ..losses import OBJECTIVES, Answers
+from .batches import CHOSEN, PATHS, PROMPT, REJECTED, Batch, TokenPair, batch
+
+METRICS = (
+    "loss",
+    "nll_loss",
+    "log_odds_ratio",
+    "log_odds_chosen",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+"""Under TRL's names: `log_odds_ratio` is the mean log sigmoid of the log odds ratio, `log_odds_chosen` its mean."""
+
+
+def objective_batch(pairs: Sequence[TokenPair], settings: AlignSettings) -> Batch:
+    """A batch with the parts that the objective looks at."""
+    preference = OBJECTIVES[settings.objective].preference
+    return batch(pairs, with_prompt=settings.scope == "prompt+chosen", with_rejected=preference)
+
+
+def likelihood_tokens(pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
+    """Tokens that the likelihood of a step is pooled over."""
+    chosen = sum(len(pair.chosen) - pair.chosen_first for pair in pairs)
+    return chosen + (sum(pair.chosen_first - 1 for pair in pairs) if settings.scope == "prompt+chosen" else 0)
+
+
+def batch_loss(
+    token_logp: Tensor,
+    part: Batch,
+    settings: AlignSettings,
+    tokens: int,
+    pairs: int,
+    reference: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The batch's share of the loss of a step with so many likelihood tokens and pairs, and its share of METRICS.
+
+    token_logp (E,); reference (b, 2) holds the summed log-probabilities of the reference model.
+    """
+    objective = OBJECTIVES[settings.objective]
+    sums = part.tree.path_sums(token_logp).view(-1, PATHS)
+    means = sums / part.tree.path_lengths().clamp(min=1).view(-1, PATHS)
+    share = len(part.pairs) / pairs
+    likelihood = sums[:, CHOSEN] + sums[:, PROMPT] if settings.scope == "prompt+chosen" else sums[:, CHOSEN]
+    nll = -likelihood.sum() / tokens
+    held = torch.zeros_like(sums[:, :2]) if reference is None else reference
+    answers = Answers(
+        nll=nll / share,  # each loss is a mean over pairs plus this, so the share taken below leaves it whole
+        chosen_sum=sums[:, CHOSEN],
+        rejected_sum=sums[:, REJECTED],
+        chosen_mean=means[:, CHOSEN],
+        rejected_mean=means[:, REJECTED],
+        reference_chosen=held[:, 0],
+        reference_rejected=held[:, 1],
+    )
+    loss = objective.loss(answers, settings.beta) * share
+    with torch.no_grad():
+        return loss, _metrics(answers, settings, loss, nll, share)
+
+
+def _metrics(answers: Answers, settings: AlignSettings, loss: Tensor, nll: Tensor, share: float) -> Tensor:
+    """(len(METRICS),), to be summed over the batches of a step; left on the device, read once a step."""
+    objective = OBJECTIVES[settings.objective]
+    odds = log_odds_ratio(answers.chosen_mean, answers.rejected_mean)
+    if objective.reference:
+        chosen = answers.chosen_sum - answers.reference_chosen
+        rejected = answers.rejected_sum - answers.reference_rejected
+        logps = answers.chosen_sum, answers.rejected_sum
+    else:
+        chosen, rejected = logps = answers.chosen_mean, answers.rejected_mean
+    better = (chosen > rejected).float()
+    terms = [
+        F.logsigmoid(odds),
+        odds,
+        settings.beta * chosen,
+        settings.beta * rejected,
+        better,
+        settings.beta * (chosen - rejected),
+        *logps,
+    ]
+    return torch.stack([loss.detach(), nll, *(term.mean() * share for term in terms)])
