@@ -218,7 +218,7 @@ class TokenLogprob(torch.autograd.Function):
         d_weight = d_bias = d_up = None
         if needs[1] or needs[3] or needs[5]:
             head, wants = Head(weight, bias, up), [needs[1], needs[3], needs[5]]
-            walked = Walked(*ends, None, None)
+            walked = Walked(ends[0], ends[1], None, None)
             d_weight, d_bias, d_up = kind.again(hidden, low, head, labels, walked, grad, ctx.tile, wants)
         return d_hidden, d_weight, None, d_bias, d_low, d_up, None, None, None
 

@@ -77,10 +77,10 @@ def preference_terms(token_logp: Tensor, edges: Tensor, starts: Tensor) -> refer
 
 def tree_layout(end: Tensor) -> Any:
     """What attention precomputes of a forest, once for all layers: end (T,), see `TokenTree`."""
-    return blocks.tree_layout(end)
+    return _backend(end, "attention", blocks).tree_layout(end)
 
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
     """Attention under the rule j <= i < end[j]: q (T, H, d), k and v (T, K, d) -> (T, H, d); differentiable."""
-    out: Tensor = blocks.tree_attention(q, k, v, layout)
+    out: Tensor = _backend(q, "attention", blocks).tree_attention(q, k, v, layout)
     return out
