@@ -93,8 +93,8 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def walks() -> None:
     """token_logprob at the widths of Llama 3.2 and 3.1, and at few rows, where a tile is the whole vocabulary."""
     half, single = torch.bfloat16, torch.float32
-    sizes = ((8192, 3072, 128256, 16, half), (8192, 4096, 128256, 256, half), (2048, 2048, 128256, 16, half),
-             (128, 4096, 128256, 16, half), (1024, 2048, 32003, 16, single), (3, 7, 1, 1, single))  # fmt: skip
+    sizes = ((8192, 4096, 128256, 16, half), (2048, 3072, 128256, 256, half), (128, 2048, 128256, 16, half),
+             (1024, 2048, 32003, 16, single), (3, 7, 1, 1, single))  # fmt: skip
     for n, width, vocabulary, r, dtype in sizes:
         hidden, low = meta(n, width, dtype=dtype), meta(n, r, dtype=dtype)
         head = reference.Head(meta(vocabulary, width, dtype=dtype), None, meta(vocabulary, r, dtype=dtype))
@@ -119,7 +119,7 @@ def ratios() -> None:
 def attentions() -> None:
     """Head widths and groups of Llama 3.2 (64: 32/8, 128: 24/8), and 80, which is padded to 128."""
     for d, heads, groups in ((64, 32, 8), (80, 16, 16), (128, 24, 8)):
-        for dtype in (torch.bfloat16, torch.float32):
+        for dtype in (torch.bfloat16, torch.float32)[: 1 if d == 80 else 2]:  # in float32, 80 compiles as 128 does
             tokens, layout = 32000, attention.tree_layout(torch.full((1000,), 1000))
             layout = attention.Layout(*(attention.Visits(*(x.to("meta") for x in part)) if isinstance(part, tuple)
                                         else part.to("meta") for part in layout))  # fmt: skip
