@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
-from ..devices import peak_memory
+from ..devices import keep_freed_memory, peak_memory
 from ..errors import ConfigError, WorkError
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
@@ -45,6 +45,8 @@ class Trainer:
     reference: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.decoder.device.type == "cpu":
+            keep_freed_memory()
         layers = lora.adapted(self.decoder.network)
         self.weights = {
             f"{name}.{side}": getattr(layer, side) for name, layer in layers.items() for side in ("lora_A", "lora_B")
