@@ -78,6 +78,14 @@ class SwiGLU(torch.autograd.Function):
         return d_gate, d_up
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; nothing is recorded where no gradient is wanted, for that costs more than a short row itself."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
+    out: Tensor = SwiGLU.apply(gate, up)
+    return out
+
+
 class Rotation(torch.autograd.Function):
     """x cos + rotate_half(x) sin on the halves of each head, as stored (not interleaved); its gradient turns back."""
 
@@ -100,6 +108,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
     new_left, new_right = out.chunk(2, dim=-1)
     torch.mul(left, cos, out=new_left).addcmul_(right, sin, value=-way)
     torch.mul(right, cos, out=new_right).addcmul_(left, sin, value=way)
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (N, H, d) turned by its position's angles: (N, H, d)."""
+    if not torch.is_grad_enabled():
+        return _rotate(x, cos, sin, 1)
+    out: Tensor = Rotation.apply(x, cos, sin)
     return out
 
 
@@ -145,7 +161,7 @@ class Attention(nn.Module):
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_width)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = Rotation.apply(q, *angles), Rotation.apply(k, *angles)
+        q, k = rotate(q, *angles), rotate(k, *angles)
         out: Tensor = self.o_proj(attend(self.layer, q, k, v).flatten(1))
         return out
 
@@ -160,7 +176,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+        out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return out
 
 
