@@ -1,4 +1,4 @@
-"""A run that was interrupted, by a request or by a kill at any moment, ends in the same numbers and bytes as one that was not."""
+"""A run that was interrupted, by a request or by a kill, ends in the same numbers and bytes as one that was not."""
 
 from __future__ import annotations
 
