@@ -81,12 +81,9 @@ def align(
 ) -> dict[str, Any]:
     """Pairs (by default the file `settings.pairs`) -> an adapter in `settings.out`; with `dry_run` only the audit of them."""
     folder = Path(settings.out)
-    resume = resume and runs.holds_run(folder)
-    if resume:
-        settings = runs.settings_to_resume(folder, settings)
-    elif not dry_run:
-        runs.check_new(folder)
-    source = read_pairs(settings.pairs, skipped=skipped) if pairs is None else pairs
+    if not dry_run:
+        settings = _admitted(folder, settings, resume)
+    source = list(read_pairs(settings.pairs, skipped=skipped)) if pairs is None else pairs  # before what takes long
     decoder, adapter_config = _student(settings)
     everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
@@ -106,6 +103,17 @@ def align(
         Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
     last = runs.read_metrics(folder / "metrics.jsonl")[-1]
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
+
+
+def _admitted(folder: Path, settings: AlignSettings, resume: bool) -> AlignSettings:
+    """The settings of the run that is to be continued in the folder, or those given if the folder is free for them."""
+    if not resume:
+        runs.check_new(folder)
+    elif runs.holds_run(folder):
+        return runs.settings_to_resume(folder, settings)
+    else:
+        say(f"{folder}: holds no run yet, so one is begun")
+    return settings
 
 
 def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:

@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from checkpoints import write_llama
 
 from mint.decoders import Decoder, load_decoder
-from mint.generation import Sampling, generate
+from mint.decoders.generation import Sampling, generate
 
 SIZE = {
     "vocab_size": 32000,
