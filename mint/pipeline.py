@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import AlignSettings
-from .decoders import Decoder, load_decoder, lora
+from .decoders import Decoder, load_decoder, lora, open_adapter
+from .decoders.vision_cache import FeatureStore
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
 from .errors import ConfigError
@@ -30,7 +31,6 @@ from .training import Trainer, runs
 from .training.audit import activation_bytes, audit
 from .training.batches import TokenPair, token_pairs
 from .types import Prediction, PreferencePair, Record, Report
-from .weights.adapters import read_adapter
 from .weights.shards import write_checkpoint
 
 
@@ -73,6 +73,8 @@ def align(
     if dry_run:
         return audit(decoder, training, settings)
     _recompute_if_needed(decoder, settings, training)
+    if decoder.eyes is not None and settings.cache_gb:
+        decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
     with runs.locked(folder):
         runs.write_run(folder, replace(settings, date=decoder.tokenizer.date).as_dict(), {"pairs": len(training)})
         Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
@@ -84,9 +86,15 @@ def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
     """The decoder with the adapter that will be trained, and what PEFT has to know of it."""
     if not settings.model:
         raise ConfigError("--model: no decoder given; wanted a checkpoint folder or a hub name")
-    decoder = load_decoder(settings.model, device=settings.device, dtype=settings.dtype, date=settings.date)
+    decoder = load_decoder(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        date=settings.date,
+        meta_masking=settings.meta_masking,
+    )
     if settings.adapter is not None:
-        adapter = read_adapter(settings.adapter)
+        adapter = open_adapter(decoder.network, settings.adapter)
         lora.load(decoder.network, adapter, trainable=True)
         return decoder, dict(adapter.config)
     names = lora.attach(
@@ -148,11 +156,12 @@ def predict(
     for record in _records(cases, skipped=skipped):
         names = known.labels if known is not None else ()
         messages = prompt_messages(record, modality, kind=kind, k=top or 10, template=template, labels=names)
+        images = () if modality == "note" else (record.image,)
         if ranker is not None:
-            yield ranker.rank(record.id, messages, top)
+            yield ranker.rank(record.id, messages, top, images)
         else:
             ids = decoder.tokenizer.chat_ids(messages, generate=True)
-            answer = decoder.generate([ids], max_new_tokens)[0]
+            answer = decoder.generate([ids], max_new_tokens, images=[images])[0]
             yield Prediction(record.id, text=decoder.tokenizer.decode(answer))
 
 
@@ -174,7 +183,8 @@ def merge(model: str | Path, adapter: str | Path, out: str | Path, **loading: An
     config = dict(decoder.checkpoint.config)
     if isinstance(decoder.network.lm_head, lora.LoRALinear):
         config["tie_word_embeddings"] = False
-    write_checkpoint(out, lora.merged_tensors(decoder.network), config, copy_from=decoder.checkpoint.folder)
+    tensors = ((decoder.stored_name(name), tensor) for name, tensor in lora.merged_tensors(decoder.network))
+    write_checkpoint(out, tensors, config, copy_from=decoder.checkpoint.folder)
     return {"out": str(out), "bytes": sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))}
 
 

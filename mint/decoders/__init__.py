@@ -27,7 +27,7 @@ from .llama import Llama, LlamaConfig
 from .mllama import Looking, Mllama
 from .mllama_config import MllamaConfig, in_memory, on_disk
 
-__all__ = ["Decoder", "load_decoder"]
+__all__ = ["Decoder", "load_decoder", "open_adapter"]
 
 
 @dataclass

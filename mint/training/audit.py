@@ -20,7 +20,7 @@ def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings)
     begin, ends = tokenizer.special("<|begin_of_text|>"), {tokenizer.special("<|eot_id|>"), tokenizer.end_id()}
     texts = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     prompts = Counter(tuple(pair.chosen[: pair.chosen_first]) for pair in pairs)
-    computed, apart = _tokens(pairs, settings)
+    computed, apart = _tokens(pairs, settings, decoder.picture_tokens)
     counts = {
         "pairs": len(pairs),
         "steps": total_steps(len(pairs), settings),
@@ -32,6 +32,7 @@ def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings)
         "prompt_tokens_cut": sum(pair.cut_prompt for pair in pairs),
         "answers_cut": sum(pair.cut_answers > 0 for pair in pairs),
         "prompts_that_repeat": sum(prompts.values()) - len(prompts),
+        "pictures": sum(pair.image is not None for pair in pairs),
         "longest_text": max(len(text) for text in texts),
         "tokens_one_by_one": apart,
         "tokens_computed": computed,
@@ -40,11 +41,11 @@ def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings)
     return counts | _expected(decoder, pairs, settings, computed)
 
 
-def _tokens(pairs: Sequence[TokenPair], settings: AlignSettings) -> tuple[int, int]:
+def _tokens(pairs: Sequence[TokenPair], settings: AlignSettings, picture: int) -> tuple[int, int]:
     """Tokens of one epoch as trees, and as separate texts."""
     computed = apart = 0
     for step in range(steps_per_epoch(len(pairs), settings.batch_size)):
-        for group in split(step_pairs(pairs, step, settings), settings.tokens_per_batch):
+        for group in split(step_pairs(pairs, step, settings), settings.tokens_per_batch, picture):
             made = batch(group)
             computed, apart = computed + len(made.tree), apart + made.apart
     return computed, apart
