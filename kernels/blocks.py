@@ -87,52 +87,52 @@ def _mask(end: Tensor, runs: tuple[slice, ...], first: int, stop: int) -> Tensor
     queries = torch.arange(first, stop)[:, None]
     seen = (keys <= queries) & (queries < end.cpu()[keys])
     plain = int(seen.all(dim=0).cumprod(0).sum())
-    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, plain:]
+    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, plain:].to(end.device)
 
 
 class TreeAttention(torch.autograd.Function):
-    """softmax(q kᵀ / sqrt(d)) v under the tree's mask; backward computes the scores again instead of keeping them."""
+    """softmax(q kᵀ / sqrt(d)) v under the tree's mask; backward computes the scores again instead of keeping them.
+
+    All of it is computed in float32 at least: bfloat16 scores, or their gradients, would cost digits of the softmax.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-        q, k, v = _split(q * q.shape[-1] ** -0.5, k.shape[1]), _heads(k), _heads(v)
-        out = torch.empty_like(q)
-        total = q.new_empty(q.shape[:3], dtype=_exact(q))
+        queries, keys, values = _split(q, k.shape[1]), _heads(k), _heads(v)
+        queries *= q.shape[-1] ** -0.5
+        out = torch.empty_like(queries)
+        total = queries.new_empty(queries.shape[:3])
         for block in blocks:
-            scores = _scores(q, k, block)
+            scores = _scores(queries, keys, block)
             top = scores.amax(dim=-1, keepdim=True)
             weights = scores.sub_(top).exp_()
             sums = weights.sum(dim=-1, keepdim=True)
             rows = slice(block.first, block.stop)
             total[:, :, rows] = (top + sums.log())[..., 0]
-            out[:, :, rows] = _product(weights.div_(sums).to(v.dtype), block.keys(v))
+            out[:, :, rows] = _product(weights, block.keys(values)).div_(sums)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, k, v, out, total)
+            ctx.save_for_backward(q, k, v, total)
             ctx.blocks = blocks
-        return _join(out)
+        return _join(out, q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, out, total = ctx.saved_tensors
-        grad = _split(grads[0], k.shape[0])
-        inner = (grad * out).sum(dim=-1, keepdim=True, dtype=total.dtype)
-        d_q, d_k, d_v = (
-            torch.empty_like(q),
-            torch.zeros_like(k, dtype=total.dtype),
-            torch.zeros_like(v, dtype=total.dtype),
-        )
+        q, k, v, total = ctx.saved_tensors
+        queries, keys, values = _split(q, k.shape[1]), _heads(k), _heads(v)
+        grad, scale = _split(grads[0], k.shape[1]), q.shape[-1] ** -0.5
+        queries *= scale
+        d_q, d_k, d_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         for block in ctx.blocks:
             rows = slice(block.first, block.stop)
-            weights = _scores(q, k, block).sub_(total[:, :, rows, None]).exp_()
-            d_out = grad[:, :, rows]
-            d_weights = _product(d_out, block.keys(v).transpose(1, 2)).to(total.dtype)
-            d_scores = d_weights.sub_(inner[:, :, rows]).mul_(weights).to(q.dtype)
-            block.add(d_v, _across(weights.to(q.dtype), d_out))
-            block.add(d_k, _across(d_scores, q[:, :, rows]))
-            d_q[:, :, rows] = _product(d_scores, block.keys(k))
-        d_q *= d_q.shape[-1] ** -0.5
-        return _join(d_q), d_k.to(k.dtype).transpose(0, 1), d_v.to(v.dtype).transpose(0, 1), None
+            weights = _scores(queries, keys, block).sub_(total[:, :, rows, None]).exp_()
+            block.add(d_v, _across(weights, grad[:, :, rows]))
+            d_scores = _product(grad[:, :, rows], block.keys(values).transpose(1, 2)).mul_(weights)
+            d_scores.addcmul_(weights, d_scores.sum(dim=-1, keepdim=True), value=-1)
+            block.add(d_k, _across(d_scores, queries[:, :, rows]))
+            d_q[:, :, rows] = _product(d_scores, block.keys(keys))
+        d_q *= scale
+        return _join(d_q, q.dtype), d_k.transpose(0, 1).to(k.dtype), d_v.transpose(0, 1).to(v.dtype), None
 
 
 def _exact(x: Tensor) -> torch.dtype:
@@ -140,25 +140,24 @@ def _exact(x: Tensor) -> torch.dtype:
 
 
 def _split(x: Tensor, groups: int) -> Tensor:
-    """(T, H, d) -> (K, G, T, d): head h belongs to key-value head h // G."""
-    grouped: Tensor = x.unflatten(1, (groups, -1))
-    return grouped.permute(1, 2, 0, 3).contiguous()
+    """(T, H, d) -> a copy (K, G, T, d) in float32 at least: head h belongs to key-value head h // G."""
+    grouped: Tensor = x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3)
+    return torch.empty(grouped.shape, dtype=_exact(x), device=x.device).copy_(grouped)
 
 
-def _join(x: Tensor) -> Tensor:
+def _join(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(K, G, T, d) -> (T, H, d)."""
-    return x.permute(2, 0, 1, 3).flatten(1, 2)
+    return x.permute(2, 0, 1, 3).to(dtype).flatten(1, 2)
 
 
 def _heads(x: Tensor) -> Tensor:
-    """(T, K, d) -> (K, T, d)."""
-    return x.transpose(0, 1).contiguous()
+    """(T, K, d) -> (K, T, d), in float32 at least."""
+    return x.transpose(0, 1).to(_exact(x)).contiguous()
 
 
 def _scores(q: Tensor, k: Tensor, block: Block) -> Tensor:
-    """Masked scores (K, G, n, m), in float32 at least: rounding them to bfloat16 would cost digits of the softmax."""
-    exact = _exact(q)
-    scores = _product(q[:, :, block.first : block.stop].to(exact), block.keys(k).to(exact).transpose(1, 2))
+    """Masked scores (K, G, n, m)."""
+    scores = _product(q[:, :, block.first : block.stop], block.keys(k).transpose(1, 2))
     scores[..., scores.shape[-1] - block.mask.shape[1] :] += block.mask
     return scores
 

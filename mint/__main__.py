@@ -101,13 +101,15 @@ def _written(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _resolve(given: dict[str, Any], config: str | None) -> AlignSettings:
-    """The settings: those given, else those of --config, else the defaults."""
-    from .training.runs import read_run
+def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSettings:
+    """The settings: those given, else those of --config or of the run to be resumed, else the defaults."""
+    from .training.runs import holds_run, read_run
 
     values = {name: value for name, value in given.items() if value is not None}
     if "targets" in values:
         values["targets"] = tuple(part.strip() for part in values["targets"].split(",") if part.strip())
+    out = values.get("out", AlignSettings().out)
+    config = out if config is None and resume and holds_run(Path(out)) else config
     stored = AlignSettings.from_dict(read_run(Path(config)), config).as_dict() if config else {}
     return AlignSettings(**{**stored, **values})
 
@@ -133,7 +135,7 @@ def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **giv
     """
     from . import pipeline
 
-    settings = _resolve(given, config)
+    settings = _resolve(given, config, resume)
     if not settings.pairs:
         raise ConfigError("--pairs: nothing to train on; wanted a JSON-lines file of preference pairs")
     skipped: list[str] | None = [] if skip_bad else None
@@ -213,6 +215,101 @@ def _table(answer: Any) -> str:
         f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in enumerate(answer.ranking, 1)
     ]
     return answer.text if answer.text is not None else "\n".join(rows)
+
+
+@command("skip_bad")
+@click.argument("cases")
+@click.option("--teacher", required=True, help="ViLT or CLIP checkpoint, GestaltMML's .pt, or a file of scores.")
+@click.option("--modality", type=click.Choice(["note", "image", "both"]), default="note", show_default=True,
+              help="What of a case the student will see.")  # fmt: skip
+@click.option(
+    "--kind", type=click.Choice(["disease", "tissue"]), default="disease", show_default=True, help="Of classes."
+)
+@click.option("--chosen-k", type=click.IntRange(1), help="Classes of the chosen answer [default: 10, tissues 5].")
+@click.option("--rejected-q", type=click.IntRange(1), help="Classes of the rejected answer [default: 15, tissues 5].")
+@click.option("--rejected", type=click.Choice(["bottom", "near", "random"]), default="bottom", show_default=True,
+              help="Where rejected classes come from: the end of the ranking, just below the chosen, anywhere.")  # fmt: skip
+@click.option("--label-first", is_flag=True, help="Put the known label before the teacher's classes.")
+@click.option("--label-within", type=click.IntRange(1), help="Leave out cases whose label the teacher ranks lower.")
+@click.option("--template", help="A text file with the words of the prompt: {note}, {k}, {labels}.")
+@click.option("--temperature", type=float, help="Of the teacher's scores, where they are kept.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random negatives.")
+@click.option("--out", required=True, help="JSON-lines file of pairs.")
+def prefer(cases: str, out: str, skip_bad: bool, template: str | None, **choices: Any) -> dict[str, Any]:
+    """Rank the classes of each case with a teacher and write the preference pairs.
+
+    \b
+    Example:  python cli.py prefer cases.csv --teacher teacher/ --out pairs.jsonl
+    """
+    from . import pipeline
+    from .pairs.files import write_pairs
+    from .prompts import read_template
+
+    words = None if template is None else read_template(template)
+    skipped: list[str] | None = [] if skip_bad else None
+    count = write_pairs(out, pipeline.prefer(cases, skipped=skipped, template=words, **choices))
+    _listed(skipped)
+    return {"out": out, "pairs": count}
+
+
+@command("seed", "device")
+@click.argument("cases")
+@click.option("--base", default="none", show_default=True, help="ViLT checkpoint to start from, or none.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the cases.")
+@click.option("--lr", type=float, default=0.0, help="Learning rate; 5e-5 on a checkpoint, 5e-4 from nothing.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Cases of a step.")
+@click.option(
+    "--loss", type=click.Choice(["bce", "cross_entropy"]), default="bce", show_default=True, help="Of the classes."
+)
+@click.option("--class-weights", type=click.Choice(["none", "balanced", "root"]), default="none", show_default=True,
+              help="How much more rare classes count.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Continue the training in --out.")
+@click.option("--out", required=True, help="Folder of the teacher.")
+def teach(cases: str, base: str, out: str, **choices: Any) -> dict[str, Any]:
+    """Train the fusion encoder on cases with photo, note and label.
+
+    \b
+    Example:  python cli.py teach cases.csv --base dandelin/vilt-b32-mlm --out teacher/
+    """
+    from . import pipeline
+
+    taught = pipeline.teach(cases, out=out, base=None if base == "none" else base, **choices)
+    scores = {"validation_top_1": taught.top1, "validation_top_10": taught.top10}
+    return {"out": str(taught.folder), "classes": len(taught.classes), "steps": taught.steps, **scores}
+
+
+@command("seed")
+@click.argument("predictions")
+@click.option("--truth", required=True, help="The cases with their labels: a file or folder of any format.")
+@click.option("--labels", help="The closed set, one label a line; names outside it are counted.")
+@click.option("--out", help="HTML page of the results.")
+def evaluate(predictions: str, truth: str, labels: str | None, out: str | None, seed: int) -> dict[str, Any]:
+    """Compare predictions with the truth.
+
+    \b
+    Example:  python cli.py evaluate predictions.jsonl --truth cases.csv --out report.html
+    """
+    from . import pipeline
+    from .report import write_report
+
+    report = pipeline.evaluate(predictions, truth=truth, labels=labels, seed=seed)
+    if out is not None:
+        write_report(out, {"predictions": report}, title="Predictions against the truth", student="predictions")
+    return {**report.metrics, **({} if out is None else {"out": out})}
+
+
+@command()
+@click.option("--out", help="JSON file of the results.")
+def bench(out: str | None) -> dict[str, Any]:
+    """Time the kernels on this machine against plain PyTorch, as ratios.
+
+    \b
+    Example:  python cli.py bench --out bench.json
+    """
+    from importlib import import_module
+
+    results: dict[str, Any] = import_module("mint.kernels.bench").results(out)
+    return results
 
 
 @command("device", "dtype")

@@ -91,6 +91,7 @@ class ChatTokenizer:
 
     def plain_ids(self, text: str) -> list[int]:
         """A text without a conversation: begin-of-text and the text as it is."""
+        self._check_words([text])
         return [self.special("<|begin_of_text|>"), *self.encode(text)]
 
     def end_id(self) -> int:
@@ -122,14 +123,17 @@ class ChatTokenizer:
         if system:
             raise ConfigError("a system message beside an image: Llama 3.2 Vision takes no system message with images")
 
-
     def _check_words(self, parts: Sequence[str | None]) -> None:
         """An image token written in a text looks like a place for an image and is none: say so."""
         if self.vision and any(part is not None and "<|image|>" in part for part in parts):
-            raise ConfigError("a text holds <|image|>; take it out, and give an image with --image, or as an image part")
+            raise ConfigError(
+                "a text holds <|image|>; take it out, and give an image with --image, or as an image part"
+            )
 
 
 def _role(message: Message) -> str:
+    if not isinstance(message, dict):
+        raise ConfigError(f"a message is {message!r}; wanted {{'role': …, 'content': …}}")
     role = message.get("role")
     if role not in _ROLES:
         raise ConfigError(f"a message has role {role!r}; wanted one of {', '.join(_ROLES)}")

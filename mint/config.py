@@ -48,7 +48,7 @@ class AlignSettings:
         ("all-linear",), "layers to adapt, by name, comma between; all-linear: all but lm_head"
     )
     epochs: float = _within(3.0, "passes over the pairs", 1e-9, 1e6)
-    steps: int | None = _within(None, "steps, if that ends the run earlier", 1)
+    steps: int | None = _within(None, "steps of the run, in place of --epochs", 1)
     batch_size: int = _within(8, "pairs of a step, over all ranks", 1)
     tokens_per_batch: int = _within(8192, "tokens that go through the network together; the rest accumulates", 1)
     max_length: int = _within(2048, "tokens of a prompt with its answer", 2)
@@ -62,7 +62,9 @@ class AlignSettings:
         None, "keep only each layer's input for backward; unless given: when memory asks for it"
     )
     cache_gb: float = _within(20.0, "GB on disk for what a frozen image tower makes of the pictures; 0: not kept", 0)
-    meta_masking: bool = _of(False, "text before an image sees nothing of it, as in Meta's code, not as in transformers")
+    meta_masking: bool = _of(
+        False, "text before an image sees nothing of it, as in Meta's code, not as in transformers"
+    )
     held_out: float = _within(0.0, "share of the pairs kept for evaluation", 0, 0.9)
     eval_every: int = _within(0, "steps between evaluations; 0: after each epoch", 0)
     save_every: int = _within(100, "steps between checkpoints; 0: only at the end", 0)

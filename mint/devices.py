@@ -31,12 +31,11 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device, stored: torch.dtype = torch.float32) -> torch.dtype:
     """The dtype by name. `auto` is that of the checkpoint, but bfloat16 only where products in it are not slower."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto":
-        if dtype not in DTYPES:
-            raise ConfigError(f"--dtype {dtype}: wanted auto, float32 or bfloat16")
-        return DTYPES[dtype]
+    name = str(dtype).removeprefix("torch.")
+    if name != "auto":
+        if name not in DTYPES:
+            raise ConfigError(f"--dtype {name}: wanted auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
     if stored not in (torch.bfloat16, torch.float16):
         return torch.float32
     return torch.bfloat16 if device.type in ("cuda", "meta") or fast_bfloat16() else torch.float32

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import AlignSettings
-from .decoders import Decoder, load_decoder, lora, open_adapter
+from .decoders import Decoder, load_decoder, lora, open_adapter, stored_dtype
 from .decoders.vision_cache import FeatureStore
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
@@ -27,11 +27,18 @@ from .prompts import prompt_messages
 from .ranking import rank
 from .records import read_records
 from .scoring import Ranker
+from .teaching import Taught
+from .teaching import teach as train_teacher
 from .training import Trainer, runs
 from .training.audit import activation_bytes, audit
 from .training.batches import TokenPair, token_pairs
 from .types import Prediction, PreferencePair, Record, Report
 from .weights.shards import write_checkpoint
+
+
+def teach(cases: str | Path | Iterable[Record], *, out: str | Path, **choices: Any) -> Taught:
+    """Train the fusion encoder on cases that have photo, note and label. `choices` are those of `teaching.teach`."""
+    return train_teacher(_records(cases), out=out, **choices)
 
 
 def prefer(
@@ -59,11 +66,14 @@ def align(
 ) -> dict[str, Any]:
     """Pairs (by default the file `settings.pairs`) -> an adapter in `settings.out`; with `dry_run` only the audit of them."""
     folder = Path(settings.out)
-    if not resume and not dry_run:
+    resume = resume and runs.holds_run(folder)
+    if resume:
+        settings = runs.settings_to_resume(folder, settings)
+    elif not dry_run:
         runs.check_new(folder)
     source = read_pairs(settings.pairs, skipped=skipped) if pairs is None else pairs
     decoder, adapter_config = _student(settings)
-    everything = token_pairs(list(source), decoder.tokenizer, settings, skipped)
+    everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
     training = [pair for pair in everything if _share(pair.id) >= settings.held_out]
     if not training:
@@ -72,11 +82,14 @@ def align(
         )
     if dry_run:
         return audit(decoder, training, settings)
-    _recompute_if_needed(decoder, settings, training)
+    settings = _resolved(decoder, settings, training)
+    _report_cuts(everything)
     if decoder.eyes is not None and settings.cache_gb:
         decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
     with runs.locked(folder):
-        runs.write_run(folder, replace(settings, date=decoder.tokenizer.date).as_dict(), {"pairs": len(training)})
+        if not resume:
+            runs.check_new(folder)  # again, now that no other run can begin here
+        runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
         Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
     last = runs.read_metrics(folder / "metrics.jsonl")[-1]
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
@@ -114,16 +127,36 @@ def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
     }
 
 
-def _recompute_if_needed(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenPair]) -> None:
+def _resolved(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenPair]) -> AlignSettings:
+    """The settings with what was left open decided: run.json holds them, so a run can be repeated on another day."""
+    decoder.network.model.recompute = _recompute(decoder, settings, pairs)
+    return replace(
+        settings,
+        date=decoder.tokenizer.date,
+        dtype=str(decoder.dtype).removeprefix("torch."),
+        device=decoder.device.type,
+        recompute=decoder.network.model.recompute,
+        nll=settings.scope,
+    )
+
+
+def _recompute(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenPair]) -> bool:
     """Activation checkpointing by choice, or when a batch would take more than half of the free memory."""
+    if settings.recompute is not None:
+        return settings.recompute
     tokens = min(max(settings.tokens_per_batch, *(pair.size for pair in pairs)), sum(pair.size for pair in pairs))
     needed, free = activation_bytes(decoder, tokens), free_memory(decoder.device)
-    asked = settings.recompute
-    decoder.network.model.recompute = needed > free / 2 if asked is None else asked
-    if asked is None and decoder.network.model.recompute:
-        say(
-            f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free: they are computed again in backward"
-        )
+    if needed > free / 2:
+        sizes = f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free"
+        say(f"{sizes}: they are computed again in backward")
+    return needed > free / 2
+
+
+def _report_cuts(pairs: Sequence[TokenPair]) -> None:
+    """Say how many texts the limits have cut."""
+    prompts, answers = sum(pair.cut_prompt > 0 for pair in pairs), sum(pair.cut_answers > 0 for pair in pairs)
+    if prompts or answers:
+        say(f"of {len(pairs):,} pairs {prompts:,} had their prompt cut and {answers:,} an answer; see --max-length")
 
 
 def _share(name: str) -> float:
@@ -177,14 +210,23 @@ def evaluate(
     return measure(answers, _records(truth), labels=_labels(labels), **choices)
 
 
-def merge(model: str | Path, adapter: str | Path, out: str | Path, **loading: Any) -> dict[str, Any]:
-    """Base and adapter as one plain checkpoint in the official layout."""
-    decoder = load_decoder(model, adapter=adapter, **loading)
-    config = dict(decoder.checkpoint.config)
+def merge(
+    model: str | Path, adapter: str | Path, out: str | Path, *, dtype: str = "auto", **loading: Any
+) -> dict[str, Any]:
+    """Base and adapter as one plain checkpoint in the official layout, unless told otherwise in the dtypes of the base."""
+    decoder = load_decoder(model, adapter=adapter, dtype=dtype, **loading)
+    folder, stored = decoder.checkpoint.folder, decoder.checkpoint.tensors
+    if Path(out).resolve() == folder.resolve():
+        raise ConfigError(f"--out {out}: is the base model itself; give a new folder")
+    usual = stored_dtype(decoder.checkpoint) if dtype == "auto" else decoder.dtype
+    config = {**decoder.checkpoint.config, "torch_dtype": str(usual).removeprefix("torch.")}
+    config.pop("dtype", None)
     if isinstance(decoder.network.lm_head, lora.LoRALinear):
         config["tie_word_embeddings"] = False
-    tensors = ((decoder.stored_name(name), tensor) for name, tensor in lora.merged_tensors(decoder.network))
-    write_checkpoint(out, tensors, config, copy_from=decoder.checkpoint.folder)
+    kinds = {info.name: info.dtype for info in stored.values()} if dtype == "auto" else {}
+    merged = ((decoder.stored_name(name), tensor) for name, tensor in lora.merged_tensors(decoder.network))
+    tensors = ((name, tensor.to(kinds.get(name, usual))) for name, tensor in merged)
+    write_checkpoint(out, tensors, config, copy_from=folder)
     return {"out": str(out), "bytes": sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))}
 
 

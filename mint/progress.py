@@ -24,9 +24,10 @@ def is_quiet() -> bool:
 class Progress:
     """`with Progress("training", total=100, unit="step") as bar: bar.advance(1, "loss 0.31")`."""
 
-    def __init__(self, what: str, total: int | None = None, unit: str = "item") -> None:
+    def __init__(self, what: str, total: int | None = None, unit: str = "item", before: int = 0) -> None:
+        """`before` items were done earlier, and tell nothing of the rate."""
         self.what, self.total, self.unit = what, total, unit
-        self.done = 0
+        self.done = self.before = before
         self.note = ""
         self.start = self.drawn = time.monotonic()
         self.terminal = sys.stderr.isatty()
@@ -48,7 +49,7 @@ class Progress:
     def line(self) -> str:
         """The line as it would be drawn now."""
         seconds = max(time.monotonic() - self.start, 1e-9)
-        rate = self.done / seconds
+        rate = (self.done - self.before) / seconds
         shown = f"{self.what} {self.done:,}" + (f"/{self.total:,}" if self.total else "")
         shown += f" {self.unit}s  {rate:,.1f}/s" if rate >= 1 or not rate else f" {self.unit}s  {1 / rate:,.1f} s each"
         if self.total and rate:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import ConfigError
 from .types import TokenTree
 
 
@@ -24,6 +25,10 @@ class Text(NamedTuple):
 
 def token_tree(texts: Sequence[Text], images: tuple[Any, ...] = ()) -> TokenTree:
     """The trie of the texts in depth-first order; path p is texts[p]. A token that nothing follows is only a label."""
+    if any(text.first < 1 for text in texts):
+        raise ConfigError(
+            "a text is scored from its first token, which has nothing before it; let `first` be at least 1"
+        )
     order = sorted(range(len(texts)), key=lambda p: list(texts[p].ids))
     nodes: list[int] = []  # the token of each node
     parents: list[int] = []
@@ -32,9 +37,9 @@ def token_tree(texts: Sequence[Text], images: tuple[Any, ...] = ()) -> TokenTree
     before: Sequence[int] = ()
     for p in order:
         ids = texts[p].ids
-        shared = _shared(before, ids)
-        line = line[:shared]
-        for token in ids[shared:]:
+        same = shared(before, ids)
+        line = line[:same]
+        for token in ids[same:]:
             parents.append(line[-1] if line else -1)
             line.append(len(nodes))
             nodes.append(int(token))
@@ -42,7 +47,7 @@ def token_tree(texts: Sequence[Text], images: tuple[Any, ...] = ()) -> TokenTree
     return _assemble(nodes, parents, [(lines[p], texts[p].first) for p in range(len(texts))], images)
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
     """How many leading tokens two texts share."""
     for at, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
@@ -63,7 +68,7 @@ def _assemble(
     number = torch.cat([inner.new_zeros(1, dtype=torch.int64), inner.cumsum(0)])  # tokens before each node
     scored = [torch.tensor(line[first:], dtype=torch.int64) for line, first in lines]
     edges, members = torch.cat([*scored, deepest[:0]]).unique(return_inverse=True)
-    counts = torch.tensor([len(line) for line in scored])
+    counts = torch.tensor([len(line) for line in scored], dtype=torch.int64)
     return TokenTree(
         ids=node[inner],
         end=number[deepest[inner] + 1],
@@ -122,7 +127,7 @@ def forest(trees: Sequence[TokenTree]) -> TokenTree:
     paths = _offsets([tree.paths for tree in trees])
 
     def joined(name: str, offsets: Sequence[int] | None = None) -> Tensor:
-        parts = [getattr(tree, name) for tree in trees]
+        parts = [getattr(tree, name) for tree in trees] or [torch.zeros(0, dtype=torch.int64)]
         return torch.cat(parts if offsets is None else [x + o for x, o in zip(parts, offsets, strict=False)])
 
     return TokenTree(

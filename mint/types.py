@@ -52,7 +52,8 @@ class Ranking:
 class PreferencePair:
     """One prompt and two answers: `chosen` is preferred to `rejected`.
 
-    `prompt`, `chosen` and `rejected` are message lists; plain strings where the source has plain strings.
+    `prompt`, `chosen` and `rejected` are message lists; plain strings where the source has plain strings. `where` is the
+    place in its file (`pairs.jsonl:17`), for messages.
     """
 
     id: str
@@ -60,6 +61,7 @@ class PreferencePair:
     chosen: str | list[Message]
     rejected: str | list[Message]
     image: Any = None
+    where: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,10 @@ def oracle_inputs(ids: Sequence[int], images: Sequence[Any], image_token: int, s
         get_cross_attention_token_mask,
     )
 
-    given: dict[str, Tensor] = {"input_ids": torch.tensor([list(ids)]), "attention_mask": torch.ones(1, len(ids)).long()}
+    given: dict[str, Tensor] = {
+        "input_ids": torch.tensor([list(ids)]),
+        "attention_mask": torch.ones(1, len(ids)).long(),
+    }
     if not images:
         return given
     made = mllama_pixels([list(images)], MllamaSettings(size=side))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -298,3 +299,17 @@ def test_merges_that_do_not_fit_the_vocabulary_are_named_by_line(tmp_path: Path)
         file.write("zz qq\n")
     with pytest.raises(CheckpointError, match=r"merges.txt:9: 'zz qq' is not in vocab.json"):
         open_clip_texts(tmp_path, 77)
+
+
+REAL = Path(os.environ.get("MINT_REAL", Path(__file__).parents[2] / "shared" / "real"))
+
+
+@pytest.mark.skipif(not (REAL / "images").is_dir(), reason="real tiles are not here")
+def test_real_tiles_are_scored_end_to_end(clip: Path, tmp_path: Path) -> None:
+    files = sorted(path for path in (REAL / "images").rglob("*") if path.suffix in (".jpeg", ".jpg", ".png", ".tif"))
+    records = [Record(str(number), image=str(path)) for number, path in enumerate(files[:60])]
+    encoder = load_encoder(clip, classes=CLASSES, cache=tmp_path)
+    scores = encoder.scores(records)
+    assert scores.shape == (len(records), 3)
+    assert bool(scores.isfinite().all())
+    torch.testing.assert_close(load_encoder(clip, classes=CLASSES, cache=tmp_path).scores(records), scores)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from torch import Tensor
 from mint.encoders import load_encoder
 from mint.encoders.fusion import FusionEncoder
 from mint.errors import ConfigError, RecordError, WorkError
+from mint.records import read_records
 from mint.schedules import scheduled
-from mint.teaching import Taught, lessons, teach
+from mint.teaching import Taught, _with_rare, lessons, teach
 from mint.teaching.lessons import Lessons
 from mint.teaching.snapshots import read_facts
 from mint.teaching.targets import class_weights, losses, ranks
@@ -294,6 +297,18 @@ def test_held_out_cases_are_those_that_say_so_or_a_share(cases: list[Record], tm
     assert facts["cases"] == json.loads((tmp_path / "b" / "run.json").read_text())["cases"]
 
 
+def test_a_class_with_one_case_is_learnt_not_judged(cases: list[Record], tmp_path: Path) -> None:
+    """Whatever side the hash puts it on; its whole group goes along, and a case that names its split stays."""
+    lonely = Record("l", note="n", label="violet", group="g")
+    sibling = Record("m", note="n", label="red", group="g")
+    train, judged = _with_rare(cases[:9], [lonely, sibling, *cases[9:12]])
+    assert [record.id for record in train[9:]] == ["l", "m"]
+    assert judged == cases[9:12]
+    assert _with_rare(cases[:9], [replace(lonely, split="val")])[1] == [replace(lonely, split="val")]
+    each = [Record(f"e{n}", note=f"word{n}", label=f"c{n}") for n in range(12)]
+    assert len(run(each, tmp_path / "t", epochs=1, held_out=0.5).classes) == 12
+
+
 def test_teaching_goes_on_from_a_teacher_and_keeps_its_classes(
     taught: Taught, cases: list[Record], tmp_path: Path
 ) -> None:
@@ -378,3 +393,18 @@ def test_a_base_without_pixel_settings_gets_them_written(taught: Taught, cases: 
     shutil.copytree(taught.folder, base, ignore=shutil.ignore_patterns("preprocessor_config.json", "checkpoint"))
     teach(cases[:6], out=tmp_path / "t", base=base, epochs=1, held_out=0.0, device="cpu", batch_size=64)
     assert transformers.ViltImageProcessorPil.from_pretrained(tmp_path / "t").size["shortest_edge"] == 384
+
+
+REAL = Path(os.environ.get("MINT_REAL", Path(__file__).parents[2] / "shared" / "real"))
+
+
+@pytest.mark.skipif(not (REAL / "cases_open.jsonl.gz").is_file(), reason="real cases are not here")
+def test_real_cases_teach_a_teacher(tmp_path: Path) -> None:
+    """Notes of published cases, five diseases of many: far above the fifth that guessing gets."""
+    records = list(islice(read_records(REAL / "cases_open.jsonl.gz"), 3000))
+    common = [name for name, _ in Counter(r.label for r in records).most_common(5)]
+    some = [r for r in records if r.label in common][:200]
+    result = run(some, tmp_path / "t", epochs=8, lr=5e-3, batch_size=32, network=LEARNER, held_out=0.2)
+    assert set(result.classes) == set(common)
+    assert result.top1 is not None
+    assert result.top1 > 0.6

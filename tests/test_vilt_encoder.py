@@ -308,9 +308,9 @@ def test_a_record_with_nothing_and_a_picture_that_is_none_are_named(vqa: Path, r
 
 
 def test_a_device_and_a_dtype_that_are_none_are_refused(vqa: Path) -> None:
-    with pytest.raises(ConfigError, match="device 'gpu'"):
+    with pytest.raises(ConfigError, match="--device gpu"):
         load_encoder(vqa, device="gpu")
-    with pytest.raises(ConfigError, match="dtype 'int8'"):
+    with pytest.raises(ConfigError, match="--dtype int8"):
         load_encoder(vqa, dtype=torch.int8)
 
 

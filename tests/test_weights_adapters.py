@@ -236,10 +236,19 @@ NAMED = f"base_model.model.{Q}.lora_A.weight"
         (NAMED, {}, f"{Q} has only one of lora_A and lora_B"),
         (NAMED, {NAMED: torch.zeros(3, 32)}, f"{Q} has lora_A [3, 32]"),
         (NAMED, {NAMED: torch.zeros(2)}, f"{Q} has lora_A [2]"),
-        (None, {"base_model.model.x.lora_magnitude_vector": torch.zeros(2)}, "lora_magnitude_vector is no lora_A"),
-        (None, {"base_model.model.e.lora_embedding_A": torch.zeros(2, 2)}, "lora_embedding_A is no lora_A"),
-        (None, {f"{Q}.lora_A.weight": torch.zeros(2, 32)}, f"tensor {Q}.lora_A.weight is no lora_A"),
-        (None, {"base_model.model.model.norm.weight": torch.zeros(2)}, "norm.weight is no lora_A"),
+        (
+            None,
+            {"base_model.model.x.lora_magnitude_vector": torch.zeros(2)},
+            "lora_magnitude_vector (float32 [2]) is no lora_A",
+        ),
+        (
+            None,
+            {"base_model.model.e.lora_embedding_A": torch.zeros(2, 2)},
+            "lora_embedding_A (float32 [2, 2]) is no lora_A",
+        ),
+        (None, {f"{Q}.lora_A.weight": torch.zeros(2, 32)}, f"tensor {Q}.lora_A.weight (float32 [2, 32]) is no lora_A"),
+        (None, {"base_model.model.model.norm.weight": torch.zeros(2)}, "norm.weight (float32 [2]) is no lora_A"),
+        (NAMED, {NAMED: torch.zeros(2, 32).long()}, "lora_A.weight (int64 [2, 32]) is no lora_A"),
     ],
 )
 def test_tensors_that_are_no_lora_are_refused_by_name(tmp_path, drop, add, said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .llama import Llama, LlamaConfig
 from .mllama import Looking, Mllama
 from .mllama_config import MllamaConfig, in_memory, on_disk
 
-__all__ = ["Decoder", "load_decoder", "open_adapter"]
+__all__ = ["Decoder", "load_decoder", "lora", "open_adapter", "stored_dtype"]
 
 
 @dataclass
@@ -70,10 +71,11 @@ class Decoder:
 
         `images`: for each row, the pictures of its image tokens, in their order.
         """
-        rows = torch.as_tensor(ids, dtype=torch.int64)
-        self._check_ids(rows.flatten().tolist())
-        hidden = self.hidden(self._line(rows.tolist(), images))
-        out: Tensor = self.network.lm_head(hidden).unflatten(0, rows.shape)
+        rows = self._rows(ids)
+        if len({len(row) for row in rows}) > 1:
+            raise ConfigError(f"rows of unequal length {[len(row) for row in rows]}; ask for their logits one by one")
+        hidden = self.hidden(self._line(rows, images))
+        out: Tensor = self.network.lm_head(hidden).unflatten(0, (len(rows), -1))
         return out
 
     def generate(
@@ -92,11 +94,9 @@ class Decoder:
 
         `images`: for each prompt, the pictures of its image tokens, in their order.
         """
-        prompts = [list(map(int, row)) for row in (ids.tolist() if isinstance(ids, Tensor) else ids)]
-        for prompt in prompts:
-            self._check_ids(prompt)
+        prompts, stops = self._rows(ids), self.tokenizer.stop_ids
         sampling = Sampling(temperature, top_k, top_p, seed)
-        network, stops = self._looking(prompts, images), self.tokenizer.stop_ids
+        network = self._looking(prompts, images)
         return generate(network, prompts, max_new_tokens, sampling, stops, self.device, on_token)
 
     @torch.inference_mode()
@@ -129,10 +129,21 @@ class Decoder:
         if images is not None and any(images):
             raise ConfigError(f"{self.checkpoint.name}: reads text alone; images need a Llama 3.2 Vision model")
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        rows = self.network.model.embed_tokens.num_embeddings
-        if ids and not 0 <= min(ids) <= max(ids) < rows:
-            raise ConfigError(f"token ids {min(ids)}..{max(ids)}; {self.checkpoint.name} has ids 0..{rows - 1}")
+    def _rows(self, ids: Any) -> list[list[int]]:
+        """Token ids (B, T), or rows of unequal length, as lists; each an id that the model has."""
+        try:
+            rows = [[index(token) for token in _plain(row)] for row in _plain(ids)]
+        except TypeError:
+            raise ConfigError("ids are (B, T), rows of whole numbers; found something else") from None
+        found, count = [token for row in rows for token in row], self.network.model.embed_tokens.num_embeddings
+        if found and not 0 <= min(found) <= max(found) < count:
+            raise ConfigError(f"token ids {min(found)}..{max(found)}; {self.checkpoint.name} has ids 0..{count - 1}")
+        return rows
+
+
+def _plain(values: Any) -> Any:
+    """A tensor or array as lists."""
+    return values.tolist() if hasattr(values, "tolist") else values
 
 
 def load_decoder(
@@ -153,7 +164,7 @@ def load_decoder(
     with torch.device("meta"):
         network = _network(checkpoint).eval()
     where = torch.device("meta") if meta else pick_device(device)
-    kind = pick_dtype(dtype, where, stored=_stored(checkpoint))
+    kind = pick_dtype(dtype, where, stored=stored_dtype(checkpoint))
     if not meta:
         fill(network, checkpoint, device=where, dtype=kind, rename=in_memory if isinstance(network, Mllama) else None)
     else:
@@ -205,7 +216,7 @@ def _check_image_token(decoder: Decoder) -> None:
         )
 
 
-def _stored(checkpoint: Checkpoint) -> torch.dtype:
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype that holds most of the checkpoint's elements; that of config.json where the weights are not here."""
     sizes: dict[torch.dtype, int] = {}
     for info in checkpoint.tensors.values():

@@ -104,10 +104,12 @@ def generate(
     """The new tokens of each prompt, its stop token included; `on_token(row, token)` hears of each as it comes."""
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ConfigError("generate needs at least one prompt and a token in each; found an empty one")
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}; wanted a number from 0 up")
     stops = set(stop_ids)
     written: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
-    if max_new_tokens < 1:
+    if not max_new_tokens:
         return written
     for tokens in steps(network, prompts, max_new_tokens, sampling.chooser(len(prompts)), device):
         for row in sorted(open_rows):

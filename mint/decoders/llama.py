@@ -48,7 +48,7 @@ class LlamaConfig:
             num_hidden_layers=_whole(config, "num_hidden_layers", where),
             num_attention_heads=heads,
             num_key_value_heads=_divides(_whole(config, "num_key_value_heads", where, heads), heads, where),
-            head_dim=_whole(config, "head_dim", where, width // heads),
+            head_dim=_even(_whole(config, "head_dim", where, width // heads), where),
             rms_norm_eps=_number(config, "rms_norm_eps", where, 1e-6),
             max_position_embeddings=_whole(config, "max_position_embeddings", where, 2048),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -91,14 +91,23 @@ def _divides(kv_heads: int, heads: int, where: str) -> int:
     return kv_heads
 
 
+def _even(head_dim: int, where: str) -> int:
+    if head_dim % 2:
+        raise CheckpointError(f"{where}: head_dim is {head_dim}; wanted an even number, for positions turn pairs of it")
+    return head_dim
+
+
 def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
     """Both styles: `rope_theta` beside `rope_scaling`, and everything inside `rope_parameters`."""
     inside = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or inside
     if not isinstance(scaling, dict) or not isinstance(inside, dict):
         raise CheckpointError(f"{where}: rope_scaling is {scaling!r}; wanted an object with rope_type")
-    theta = _number({**config, **inside}, "rope_theta", where, 10000.0)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    theta = _number({**config, **inside, **scaling}, "rope_theta", where, 10000.0)
+    if inside.get("partial_rotary_factor") not in (1.0, None):
+        found = inside["partial_rotary_factor"]
+        raise CheckpointError(f"{where}: partial_rotary_factor is {found!r}; only 1.0 is implemented")
+    kind = scaling.get("rope_type", scaling.get("type", None if "factor" in scaling else "default"))
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
     if kind != "llama3":

@@ -32,7 +32,7 @@ def read_pairs(path: str | Path, *, skipped: list[str] | None = None) -> Iterato
             found = _form(row)
             if form is not None and found != form[0]:
                 raise RecordError(f"{found}, but line {form[1]} has {form[0]}; keep one form to a file")
-            pair = _pair(row, number, Path(path).parent)
+            pair = _pair(row, number, Path(path))
             if pair.id in lines_of_ids:
                 raise RecordError(
                     f"the id {pair.id!r} is that of line {lines_of_ids[pair.id]} too; give each pair its own"
@@ -87,15 +87,15 @@ def _kind(key: str, value: Any) -> str:
     raise RecordError(f"{key} is a JSON {type(value).__name__}; a message list or a string is wanted")
 
 
-def _pair(row: Mapping[str, Any], number: int, folder: Path) -> PreferencePair:
+def _pair(row: Mapping[str, Any], number: int, path: Path) -> PreferencePair:
     name = f"line-{number}" if row.get("id") is None else row["id"]
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
         raise RecordError(f"id {str(name)[:80]!r}: a name (or a whole number) is wanted")
     prompt, chosen, rejected = _strings(row) if isinstance(row["chosen"], str) else _conversations(row)
-    image = _image(row, folder)
+    image = _image(row, path.parent)
     if not isinstance(prompt, str):
         prompt = _with_place(prompt, image)
-    return PreferencePair(id=str(name), prompt=prompt, chosen=chosen, rejected=rejected, image=image)
+    return PreferencePair(str(name), prompt, chosen, rejected, image, where=f"{path}:{number}")
 
 
 def _strings(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -78,14 +78,25 @@ def _sides(
     cases: Iterable[Record], validation: Sequence[Record] | None, settings: TeachSettings
 ) -> tuple[list[Record], list[Record]]:
     """Cases to train on and cases to judge by; all have labels."""
-    found = list(cases)
-    if validation is None:
-        shares = {"train": 1 - settings.held_out, "validation": settings.held_out, "test": 0.0}
-        sides = split_records(found, shares, settings.seed)
-        found, validation = sides["train"], sides["validation"]
-    for record in [*found, *validation]:
+    train = list(cases)
+    for record in [*train, *(validation or ())]:
         if not labels_of(record):
             raise RecordError(f"record {record.id}: no label to learn; give it one, or leave it out")
-    if not found:
+    if validation is None:
+        shares = {"train": 1 - settings.held_out, "validation": settings.held_out, "test": 0.0}
+        sides = split_records(train, shares, settings.seed)
+        train, validation = _with_rare(sides["train"], sides["validation"])
+    if not train:
         raise RecordError("cases: none to train on; give some, or hold fewer out")
-    return found, list(validation)
+    return train, list(validation)
+
+
+def _with_rare(train: list[Record], judged: list[Record]) -> tuple[list[Record], list[Record]]:
+    """Held-out cases of a class that is nowhere else go to the training side, with all of their group, unless their
+    own `split` put them where they are: what cannot be learnt cannot be judged."""
+    known = {label for record in train for label in labels_of(record)}
+    back = {
+        record.group or record.id for record in judged if not record.split and not known.issuperset(labels_of(record))
+    }
+    moved = [record for record in judged if (record.group or record.id) in back]
+    return train + moved, [record for record in judged if (record.group or record.id) not in back]

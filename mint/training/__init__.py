@@ -5,9 +5,11 @@ A run that is resumed makes the same numbers, bit for bit, as one that was never
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,14 @@ from torch import Tensor
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
 from ..devices import peak_memory
-from ..errors import WorkError
+from ..errors import ConfigError, WorkError
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
 from ..schedules import scheduled
 from ..weights.adapters import write_adapter
 from . import runs
 from .batches import CHOSEN, PATHS, REJECTED, Batch, TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
-from .objectives import METRICS, batch_loss, likelihood_tokens
+from .objectives import METRICS, batch_loss, likelihood_tokens, objective_batch
 
 
 @dataclass
@@ -56,13 +58,13 @@ class Trainer:
     def run(self, resume: bool = False) -> None:
         """All steps to the end, from the beginning or from the last checkpoint; leaves the best adapter in adapter/."""
         torch.manual_seed(self.settings.seed)
-        if resume:
-            self.load()
+        state = runs.load_state(self.folder) if resume else None
+        if state is not None:
+            self.load(*state)
         self.metrics = runs.Metrics(self.folder, self.step)
         self.remember_reference()
         self.decoder.network.train()
-        with Progress("training", self.total, "step") as bar:
-            bar.advance(self.step)
+        with Progress("training", self.total, "step", self.step) as bar:
             while self.step < self.total:
                 row = self.advance()
                 self.metrics.add(row)
@@ -107,7 +109,7 @@ class Trainer:
         totals, tokens = torch.zeros(len(METRICS), device=self.decoder.device), 0
         pooled = likelihood_tokens(members, self.settings)
         for group in split(members, self.settings.tokens_per_batch, self.decoder.picture_tokens):
-            part = self.batch(group)
+            part = objective_batch(group, self.settings)
             logp = self.decoder.token_logp(part.tree)
             part = Batch(part.pairs, part.tree.to(self.decoder.device), part.apart)
             loss, metrics = batch_loss(logp, part, self.settings, pooled, len(members), self.held(group))
@@ -116,32 +118,26 @@ class Trainer:
             totals, tokens = totals + metrics, tokens + len(part.tree)
         return totals, tokens
 
-    def batch(self, group: Sequence[TokenPair]) -> Batch:
-        """A batch with the parts that the objective looks at."""
-        objective = OBJECTIVES[self.settings.objective]
-        scored = objective.likelihood and self.settings.scope == "prompt+chosen"
-        return batch(group, with_prompt=scored, with_rejected=objective.preference)
-
     def refuse_not_finite(self, values: Sequence[float], gradient: float, members: Sequence[TokenPair]) -> None:
         """Stop before a step that is not a number gets into the adapter."""
         if math.isfinite(gradient) and all(map(math.isfinite, values[:2])):
             return
         names = ", ".join(repr(pair.id) for pair in members)
         raise WorkError(
-            f"step {self.step + 1}: loss {values[0]}, gradient norm {gradient}; pairs of the step: {names}; the last "
-            f"checkpoint is intact: lower --lr, or leave these pairs out, and --resume"
+            f"step {self.step + 1}: loss {values[0]}, gradient norm {gradient}; pairs of the step: {names}; nothing of it "
+            f"was kept and the last checkpoint is intact: start again with a lower --lr, or without these pairs"
         )
 
     def after_step(self) -> None:
-        """Evaluate and save when it is time."""
+        """Evaluate and save when it is time. The checkpoint comes last, so a run ended before it does all of this again."""
         last = self.step == self.total
         every = self.settings.eval_every or steps_per_epoch(len(self.pairs), self.settings.batch_size)
         if self.held_out and (last or self.step % every == 0):
             self.evaluate()
+        if last and self.best == math.inf:
+            self.write_adapter()
         if last or (self.settings.save_every and self.step % self.settings.save_every == 0):
             self.save()
-        if last and not (self.held_out and (self.folder / "adapter").exists()):
-            self.write_adapter()
 
     def evaluate(self) -> None:
         """The loss on the held-out pairs; the adapter is written when it is the best so far."""
@@ -181,30 +177,44 @@ class Trainer:
 
     def save(self) -> None:
         """Everything that the rest of the run depends on, in one file."""
-        tensors = {f"weight.{name}": weight for name, weight in self.weights.items()}
-        for name, weight in self.weights.items():
-            tensors |= {f"{part}.{name}": value for part, value in self.optimizer.state[weight].items()}
-        tensors |= {f"reference.{name}": row for name, row in self.reference.items()}
-        tensors["random.cpu"] = torch.get_rng_state()
+        tensors = self.state() | {"random.cpu": torch.get_rng_state()}
+        if self.reference:
+            tensors["reference"] = torch.stack(list(self.reference.values()))
         if self.decoder.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.decoder.device)
-        runs.save_state(self.folder, tensors, {"step": self.step, "best": self.best if self.best < math.inf else None})
+        best = self.best if self.best < math.inf else None
+        runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint()})
 
-    def load(self) -> None:
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take up what `save` wrote."""
-        tensors, state = runs.load_state(self.folder)
-        self.step = state["step"]
-        self.best = math.inf if state["best"] is None else state["best"]
-        for name, weight in self.weights.items():
-            runs.check_shape(self.folder, name, tensors.get(f"weight.{name}"), weight)
-            with torch.no_grad():
-                weight.copy_(tensors[f"weight.{name}"])
-            parts = ("step", "exp_avg", "exp_avg_sq")
-            self.optimizer.state[weight] = {part: tensors[f"{part}.{name}"] for part in parts}
-            for part in parts[1:]:
-                self.optimizer.state[weight][part] = tensors[f"{part}.{name}"].to(weight.device)
-        start = "reference."
-        self.reference = {name[len(start) :]: row for name, row in tensors.items() if name.startswith(start)}
+        if state["pairs"] != self.fingerprint():
+            raise ConfigError(f"{self.settings.pairs or 'pairs'}: not the pairs that {self.folder} was begun with")
+        self.step, self.best = state["step"], math.inf if state["best"] is None else state["best"]
+        for weight in self.weights.values():
+            weight.grad = torch.zeros_like(weight)
+        self.optimizer.step()  # makes the moments; they and the weights are then overwritten
+        runs.check_state(self.folder, tensors, self.state())
+        with torch.no_grad():
+            for name, tensor in self.state().items():
+                tensor.copy_(tensors[name])
+        if "reference" in tensors:
+            names = [pair.id for pair in (*self.pairs, *self.held_out)]
+            self.reference = dict(zip(names, tensors["reference"], strict=True))
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.decoder.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """The trained weights, and the optimiser's moments and count of steps of each, by name."""
+        tensors = dict(self.weights)
+        for name, weight in self.weights.items():
+            tensors |= {f"{name}.{part}": value for part, value in self.optimizer.state[weight].items()}
+        return tensors
+
+    def fingerprint(self) -> str:
+        """A number that tells these pairs, held out or not, from any others."""
+        digest = hashlib.sha256()
+        for pair in (*self.pairs, *self.held_out):
+            digest.update(repr((pair.id, pair.chosen_first, pair.rejected_first)).encode())
+            digest.update(array("q", [*pair.chosen, -1, *pair.rejected, -1]).tobytes())
+        return digest.hexdigest()

@@ -11,7 +11,9 @@ import torch
 
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
-from .batches import TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
+from ..progress import progress
+from .batches import TokenPair, split, step_pairs, steps_per_epoch, total_steps
+from .objectives import objective_batch
 
 
 def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> dict[str, Any]:
@@ -44,9 +46,10 @@ def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings)
 def _tokens(pairs: Sequence[TokenPair], settings: AlignSettings, picture: int) -> tuple[int, int]:
     """Tokens of one epoch as trees, and as separate texts."""
     computed = apart = 0
-    for step in range(steps_per_epoch(len(pairs), settings.batch_size)):
+    steps = steps_per_epoch(len(pairs), settings.batch_size)
+    for step in progress(range(steps), "audit", steps, "step"):
         for group in split(step_pairs(pairs, step, settings), settings.tokens_per_batch, picture):
-            made = batch(group)
+            made = objective_batch(group, settings)
             computed, apart = computed + len(made.tree), apart + made.apart
     return computed, apart
 

@@ -7,7 +7,7 @@ What follows a picture depends on it, so pairs share a tree only if they have th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,8 +17,9 @@ import torch
 
 from ..chat import ChatTokenizer
 from ..config import AlignSettings
-from ..errors import RecordError
-from ..trees import Text, forest, token_tree, without_label
+from ..errors import MintError, RecordError
+from ..jsonlines import refuse
+from ..trees import Text, forest, shared, token_tree, without_label
 from ..types import PreferencePair, TokenTree
 
 PROMPT, CHOSEN, REJECTED, PATHS = 0, 1, 2, 3
@@ -26,13 +27,14 @@ PROMPT, CHOSEN, REJECTED, PATHS = 0, 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """A pair as ids: whole texts, and where the answers begin in them."""
+    """A pair as ids: whole texts, where the answers begin in them, and how many tokens before that open the answer."""
 
     id: str
     chosen: list[int]
     rejected: list[int]
     chosen_first: int
     rejected_first: int
+    opening: int = 1
     cut_prompt: int = 0
     cut_answers: int = 0
     image: Any = None
@@ -52,16 +54,24 @@ class TokenPair:
 def tokenise(pair: PreferencePair, tokenizer: ChatTokenizer) -> TokenPair:
     """A pair as ids: by the chat template if it is a conversation, as plain text in TRL's way if it is made of strings."""
     if isinstance(pair.prompt, str) and isinstance(pair.chosen, str) and isinstance(pair.rejected, str):
-        prompt = tokenizer.plain_ids(pair.prompt)
-        chosen, rejected = (
-            [*tokenizer.plain_ids(pair.prompt + answer), tokenizer.end_id()] for answer in (pair.chosen, pair.rejected)
-        )
-        return TokenPair(pair.id, chosen, rejected, _boundary(prompt, chosen), _boundary(prompt, rejected))
-    if isinstance(pair.prompt, str) or isinstance(pair.chosen, str) or isinstance(pair.rejected, str):
-        raise RecordError(f"pair {pair.id!r}: texts and message lists are mixed; give all three in one form")
-    prompt = tokenizer.chat_ids(pair.prompt, generate=True)
-    chosen, rejected = (prompt + tokenizer.answer_ids(answer) for answer in (pair.chosen, pair.rejected))
-    return TokenPair(pair.id, chosen, rejected, len(prompt), len(prompt))
+        made = _plain(pair.id, pair.prompt, pair.chosen, pair.rejected, tokenizer)
+    elif isinstance(pair.prompt, str) or isinstance(pair.chosen, str) or isinstance(pair.rejected, str):
+        raise RecordError("texts and message lists are mixed; give all three in one form")
+    else:
+        prompt = tokenizer.chat_ids(pair.prompt, generate=True)
+        opening = prompt[::-1].index(tokenizer.special("<|start_header_id|>")) + 1
+        chosen, rejected = (prompt + tokenizer.answer_ids(answer) for answer in (pair.chosen, pair.rejected))
+        made = TokenPair(pair.id, chosen, rejected, len(prompt), len(prompt), opening)
+    if made.chosen == made.rejected:
+        raise RecordError("chosen and rejected are the same tokens; a preference needs two answers")
+    return made
+
+
+def _plain(name: str, prompt: str, chosen: str, rejected: str, tokenizer: ChatTokenizer) -> TokenPair:
+    """Begin-of-text, prompt and answer as one text, end of turn."""
+    start, end = tokenizer.plain_ids(prompt), tokenizer.end_id()
+    one, other = ([*tokenizer.plain_ids(prompt + answer), end] for answer in (chosen, rejected))
+    return TokenPair(name, one, other, _boundary(start, one), _boundary(start, other))
 
 
 def _with_image(made: TokenPair, pair: PreferencePair, tokenizer: ChatTokenizer) -> TokenPair:
@@ -73,58 +83,61 @@ def _with_image(made: TokenPair, pair: PreferencePair, tokenizer: ChatTokenizer)
     if places == made.rejected.count(token) == int(pair.image is not None):
         return made if pair.image is None else replace(made, image=pair.image, image_token=token)
     if made.cut_prompt:
-        raise RecordError(f"pair {pair.id!r}: its image is cut off with the prompt; raise --max-length or shorten it")
+        raise RecordError(
+            "its image is cut off with the start of the prompt; raise --max-length, or shorten the prompt"
+        )
     raise RecordError(
-        f"pair {pair.id!r}: {places} places for images in what the model reads, the pair has {int(pair.image is not None)}; "
+        f"{places} places for images in what the model reads, the pair has {int(pair.image is not None)}; "
         f"give message lists with a part {{'type': 'image'}}, an 'image', and a vision model"
     )
 
 
 def _boundary(prompt: list[int], text: list[int]) -> int:
-    """Where the answer begins. The last prompt token may have merged with the answer's first: then it is the answer's."""
-    return len(prompt) if text[: len(prompt)] == prompt else max(len(prompt) - 1, 1)
+    """Where the answer begins: with the first token that the prompt alone has not. A token in which the end of the
+    prompt and the start of the answer have merged is the answer's."""
+    return max(shared(prompt, text), 1)
 
 
 def cut(pair: TokenPair, max_length: int, max_prompt_length: int | None) -> TokenPair:
     """A pair of at most `max_length` tokens a text: the prompt loses its left part (begin-of-text stays), then the
     answers lose their right. The end of the prompt, which opens the answer, is never cut."""
     answers = max(len(pair.chosen) - pair.chosen_first, len(pair.rejected) - pair.rejected_first)
-    longest = max(pair.chosen_first, pair.rejected_first)
+    longest, shortest = max(pair.chosen_first, pair.rejected_first), min(pair.chosen_first, pair.rejected_first)
     if longest + answers <= max_length and longest <= (max_prompt_length or max_length):
         return pair
-    keep = min(longest, max_prompt_length or max(max_length - answers, max_length // 2))
-    chosen, chosen_first = _cut_one(pair.chosen, pair.chosen_first, keep, max_length)
-    rejected, rejected_first = _cut_one(pair.rejected, pair.rejected_first, keep, max_length)
-    lost = [len(pair.chosen) - pair.chosen_first - len(chosen) + chosen_first,
-            len(pair.rejected) - pair.rejected_first - len(rejected) + rejected_first]  # fmt: skip
-    if chosen == rejected or len(chosen) <= chosen_first or len(rejected) <= rejected_first:
+    keep = min(longest, max_prompt_length or max(max_length - answers, max_length // 2, 1 + pair.opening))
+    drop = min(longest - keep, shortest - 1)
+    chosen, rejected = ([ids[0], *ids[1 + drop :]][:max_length] for ids in (pair.chosen, pair.rejected))
+    first = pair.chosen_first - drop, pair.rejected_first - drop
+    if (
+        drop > max(shortest - 1 - pair.opening, 0)
+        or chosen == rejected
+        or len(chosen) <= first[0]
+        or len(rejected) <= first[1]
+    ):
+        limits = f"--max-length {max_length}" + (f", --max-prompt-length {max_prompt_length}" * bool(max_prompt_length))
         raise RecordError(
-            f"pair {pair.id!r}: of {len(pair.chosen):,} and {len(pair.rejected):,} tokens nothing that tells the answers "
-            f"apart is left within --max-length {max_length}; raise it or leave the pair out with --skip-bad"
+            f"{longest:,} tokens of prompt and {answers:,} of an answer: nothing that tells the answers apart is left "
+            f"within {limits}; raise it, or leave the pair out with --skip-bad"
         )
-    return TokenPair(pair.id, chosen, rejected, chosen_first, rejected_first, longest - keep, max(lost))
-
-
-def _cut_one(ids: list[int], first: int, keep: int, max_length: int) -> tuple[list[int], int]:
-    keep = min(keep, first)
-    prompt = ids[:first] if keep == first else [ids[0], *ids[first - keep + 1 : first]]
-    return [*prompt, *ids[first:]][:max_length], keep
+    lost = max(len(pair.chosen) - len(chosen), len(pair.rejected) - len(rejected)) - drop
+    return TokenPair(pair.id, chosen, rejected, *first, pair.opening, drop, lost)
 
 
 def token_pairs(
-    pairs: Sequence[PreferencePair], tokenizer: ChatTokenizer, settings: AlignSettings, skipped: list[str] | None = None
+    pairs: Iterable[PreferencePair], tokenizer: ChatTokenizer, settings: AlignSettings, skipped: list[str] | None = None
 ) -> list[TokenPair]:
     """All pairs as ids within the limits. One of which nothing useful is left is refused, or named in `skipped`."""
-    made = []
+    made: dict[str, TokenPair] = {}
     for pair in pairs:
         try:
+            if pair.id in made:
+                raise RecordError("another pair has this id; give each its own")
             ids = cut(tokenise(pair, tokenizer), settings.max_length, settings.max_prompt_length)
-            made.append(_with_image(ids, pair, tokenizer))
-        except RecordError as error:
-            if skipped is None:
-                raise
-            skipped.append(str(error))
-    return made
+            made[pair.id] = _with_image(ids, pair, tokenizer)
+        except MintError as error:
+            refuse(RecordError(f"{pair.where}: ".lstrip(": ") + f"pair {pair.id!r}: {error}"), skipped)
+    return list(made.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +211,5 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def total_steps(count: int, settings: AlignSettings) -> int:
-    """Steps of the whole run: epochs over the pairs, or `steps` if that ends it earlier."""
-    steps = max(round(settings.epochs * steps_per_epoch(count, settings.batch_size)), 1)
-    return min(steps, settings.steps) if settings.steps is not None else steps
+    """Steps of the whole run: `steps` if they are given, else the epochs over the pairs."""
+    return settings.steps or max(round(settings.epochs * steps_per_epoch(count, settings.batch_size)), 1)

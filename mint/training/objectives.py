@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import AlignSettings
 from ..kernels import log_odds_ratio
 from ..losses import OBJECTIVES, Answers
-from .batches import CHOSEN, PATHS, PROMPT, REJECTED, Batch, TokenPair
+from .batches import CHOSEN, PATHS, PROMPT, REJECTED, Batch, TokenPair, batch
 
 METRICS = (
     "loss",
@@ -32,6 +32,12 @@ METRICS = (
     "logps/rejected",
 )
 """Under TRL's names: `log_odds_ratio` is the mean log sigmoid of the log odds ratio, `log_odds_chosen` its mean."""
+
+
+def objective_batch(pairs: Sequence[TokenPair], settings: AlignSettings) -> Batch:
+    """A batch with the parts that the objective looks at."""
+    preference = OBJECTIVES[settings.objective].preference
+    return batch(pairs, with_prompt=settings.scope == "prompt+chosen", with_rejected=preference)
 
 
 def likelihood_tokens(pairs: Sequence[TokenPair], settings: AlignSettings) -> int:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import AlignSettings
 from ..errors import CheckpointError, ConfigError
 from ..files import read_json, replacing, write_json, write_text
 from ..weights.tensorfiles import TensorReader, read_header, write_tensors
@@ -35,14 +38,21 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
         raise ConfigError(f"{folder}: another run is writing here; wait for it or give another --out") from None
     try:
+        for left in (*folder.glob(".*.part"), *folder.glob(".*.old"), *(folder / STATE).parent.glob(".*.part")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a run that was killed while it wrote
         yield
     finally:
         os.close(handle)
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in the folder. One that was ended before that is begun again when it is resumed."""
+    return (folder / "run.json").exists()
+
+
 def check_new(folder: Path) -> None:
     """Refuse to start a new run over an old one."""
-    if (folder / "run.json").exists():
+    if holds_run(folder):
         raise ConfigError(f"{folder}: holds a run already; give --resume to continue it, or another --out")
 
 
@@ -61,6 +71,22 @@ def read_run(path: Path) -> dict[str, Any]:
     return settings
 
 
+def settings_to_resume(folder: Path, settings: AlignSettings) -> AlignSettings:
+    """The settings of the run in `folder`, if those given are the same; what is left to `auto` or to none counts as so.
+
+    The pairs may lie elsewhere by now: the checkpoint knows them by their tokens.
+    """
+    stored = AlignSettings.from_dict(read_run(folder), str(folder / "run.json"))
+    for name, given in settings.as_dict().items():
+        held = getattr(stored, name)
+        if name not in ("out", "pairs") and given not in (None, "auto", held):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{folder}: {option} is {given}, the run was begun with {held}; resume with the same settings"
+            )
+    return replace(stored, out=settings.out, pairs=settings.pairs or stored.pairs)
+
+
 def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Tensors and a JSON object in one file, replaced at once."""
     text = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
@@ -68,11 +94,11 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
         write_tensors(file, {**{k: v.detach().cpu().contiguous() for k, v in tensors.items()}, _JSON: text})
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_state` wrote last."""
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `save_state` wrote last; None if the run was ended before that."""
     path = folder / STATE
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no checkpoint to resume from; start the run without --resume")
+        return None
     tensors = {}
     with TensorReader() as reader:
         for name, info in read_header(path).items():
@@ -84,13 +110,14 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
-def check_shape(folder: Path, name: str, found: Tensor | None, wanted: Tensor) -> None:
-    """Refuse a checkpoint that was made with another adapter."""
-    if found is None or found.shape != wanted.shape:
-        shape = "nothing" if found is None else list(found.shape)
-        raise CheckpointError(
-            f"{folder / STATE}: {name} is {shape}, wanted {list(wanted.shape)}; resume with the same settings"
-        )
+def check_state(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint that was made with another adapter or for another objective."""
+    for name, tensor in wanted.items():
+        if name not in found or found[name].shape != tensor.shape:
+            shape = list(found[name].shape) if name in found else "missing"
+            raise CheckpointError(
+                f"{folder / STATE}: {name} is {shape}, wanted {list(tensor.shape)}; resume with the same settings"
+            )
 
 
 def add_evaluation(folder: Path, row: Mapping[str, Any]) -> None:

@@ -74,7 +74,8 @@ class Adapter:
 
     def renamed(self, name: Callable[[str], str]) -> Adapter:
         """The same adapter under other names of its modules."""
-        config = dict(self.config)
+        config, targets = dict(self.config), self.config["target_modules"]
+        config["target_modules"] = [name(x) for x in (self.tensors if isinstance(targets, str) else targets)]
         for key in ("rank_pattern", "alpha_pattern"):
             given = config.get(key) or {}
             config[key] = {f"^{name(k[1:])}" if k.startswith("^") else name(k): value for k, value in given.items()}
@@ -167,13 +168,13 @@ def _sort(
     sides: dict[str, dict[str, TensorInfo]] = {"A": {}, "B": {}}
     base = {}
     for name, info in tensors.items():
-        if lora := _LORA.fullmatch(name):
+        if (lora := _LORA.fullmatch(name)) and info.dtype.is_floating_point:
             sides[lora[2]][lora[1]] = info
         elif own := _BASE.fullmatch(name):
             base[f"{own[1]}.weight"] = info
         else:
             raise CheckpointError(
-                f"{path}: tensor {shown(name)} is no lora_A or lora_B of a linear layer; use plain LoRA"
+                f"{path}: tensor {shown(name)} ({info}) is no lora_A or lora_B of a linear layer; use plain LoRA"
             )
     lonely = sorted(sides["A"].keys() ^ sides["B"].keys())
     if lonely:

@@ -31,10 +31,16 @@ warnings.simplefilter("ignore")
 
 from checkpoints import write_llama  # noqa: E402
 
+
+def _size(width: int, layers: int, heads: int, kv_heads: int, inner: int) -> dict[str, int]:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    return dict(zip(names, (width, layers, heads, kv_heads, inner), strict=True))
+
+
 SIZES: dict[str, dict[str, int]] = {
-    "30M": {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 1536},
-    "120M": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 2816},
-}  # fmt: skip
+    "30M": _size(384, 8, 6, 2, 1536),
+    "120M": _size(768, 12, 12, 4, 2816),
+}
 VOCABULARY, PAIRS, RANK, BETA = 32000, 4, 16, 0.1
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
