@@ -76,7 +76,6 @@ class ChatTokenizer:
             dates = f"Cutting Knowledge Date: December 2023\nToday Date: {self.date}\n\n"
             ids += self._turn("system", [dates + system])
         for role, parts in turns:
-            self._check_words(parts)
             ids += self._turn(role, parts if self.vision else [_only_text(parts).strip()])
         return ids + (self._header("assistant") + self.encode("\n\n") if generate else [])
 
@@ -86,12 +85,10 @@ class ChatTokenizer:
         if len(texts) != 1 or _role(messages[0]) != "assistant":
             roles = ", ".join(_role(message) for message in messages) or "nothing"
             raise ConfigError(f"an answer is one assistant message; found {roles}")
-        self._check_words(texts)
         return [*self.encode(texts[0] if self.vision else texts[0].strip()), self.special("<|eot_id|>")]
 
     def plain_ids(self, text: str) -> list[int]:
         """A text without a conversation: begin-of-text and the text as it is."""
-        self._check_words([text])
         return [self.special("<|begin_of_text|>"), *self.encode(text)]
 
     def end_id(self) -> int:
@@ -122,13 +119,6 @@ class ChatTokenizer:
             )
         if system:
             raise ConfigError("a system message beside an image: Llama 3.2 Vision takes no system message with images")
-
-    def _check_words(self, parts: Sequence[str | None]) -> None:
-        """An image token written in a text looks like a place for an image and is none: say so."""
-        if self.vision and any(part is not None and "<|image|>" in part for part in parts):
-            raise ConfigError(
-                "a text holds <|image|>; take it out, and give an image with --image, or as an image part"
-            )
 
 
 def _role(message: Message) -> str:

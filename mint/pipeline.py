@@ -16,7 +16,7 @@ from .decoders import Decoder, load_decoder, lora, open_adapter, stored_dtype
 from .decoders.vision_cache import FeatureStore
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
-from .errors import ConfigError
+from .errors import ConfigError, RecordError
 from .evaluation import measure
 from .evaluation.predictions import read_predictions
 from .labels import LabelSet, read_labels
@@ -31,8 +31,8 @@ from .teaching import Taught
 from .teaching import teach as train_teacher
 from .training import Trainer, runs
 from .training.audit import activation_bytes, audit
-from .training.batches import TokenPair, token_pairs
-from .types import Prediction, PreferencePair, Record, Report
+from .training.batches import IMAGE_WORD, TokenPair, token_pairs
+from .types import Message, Prediction, PreferencePair, Record, Report
 from .weights.shards import write_checkpoint
 
 
@@ -188,14 +188,20 @@ def predict(
     ranker = Ranker(decoder, known.labels, normalise) if mode == "rank" and known is not None else None
     for record in _records(cases, skipped=skipped):
         names = known.labels if known is not None else ()
-        messages = prompt_messages(record, modality, kind=kind, k=top or 10, template=template, labels=names)
-        images = () if modality == "note" else (record.image,)
+        messages, images = prompt_of(decoder, record, modality, kind=kind, k=top or 10, template=template, labels=names)
         if ranker is not None:
             yield ranker.rank(record.id, messages, top, images)
         else:
             ids = decoder.tokenizer.chat_ids(messages, generate=True)
             answer = decoder.generate([ids], max_new_tokens, images=[images])[0]
             yield Prediction(record.id, text=decoder.tokenizer.decode(answer))
+
+
+def prompt_of(decoder: Decoder, record: Record, modality: str, **words: Any) -> tuple[list[Message], tuple[Any, ...]]:
+    """The user's turn for a case, and the images that it shows. `words` are those of `prompt_messages`."""
+    if decoder.eyes is not None and IMAGE_WORD in record.note:
+        raise RecordError(f"case {record.id!r}: the note holds {IMAGE_WORD}, which is no image there; take it out")
+    return prompt_messages(record, modality, **words), () if modality == "note" else (record.image,)
 
 
 def evaluate(
@@ -223,7 +229,7 @@ def merge(
     config.pop("dtype", None)
     if isinstance(decoder.network.lm_head, lora.LoRALinear):
         config["tie_word_embeddings"] = False
-    kinds = {info.name: info.dtype for info in stored.values()} if dtype == "auto" else {}
+    kinds = {decoder.stored_name(info.name): info.dtype for info in stored.values()} if dtype == "auto" else {}
     merged = ((decoder.stored_name(name), tensor) for name, tensor in lora.merged_tensors(decoder.network))
     tensors = ((name, tensor.to(kinds.get(name, usual))) for name, tensor in merged)
     write_checkpoint(out, tensors, config, copy_from=folder)

@@ -96,12 +96,12 @@ class Decoder:
         """
         prompts, stops = self._rows(ids), self.tokenizer.stop_ids
         sampling = Sampling(temperature, top_k, top_p, seed)
-        network = self._looking(prompts, images)
+        network = self.looking(prompts, images)
         return generate(network, prompts, max_new_tokens, sampling, stops, self.device, on_token)
 
     @torch.inference_mode()
-    def _looking(self, prompts: Sequence[Sequence[int]], images: Any) -> Any:
-        """The network, with what the prompts see."""
+    def looking(self, prompts: Sequence[Sequence[int]], images: Any) -> Any:
+        """The network, with what the prompts and all that follows them see of their images."""
         line = self._line(prompts, images) if all(prompts) and prompts else None
         sight = None if line is None or self.eyes is None else self.eyes.look(line.to(self.device))
         return self.network if sight is None else Looking(self.network, sight)

@@ -62,11 +62,13 @@ class Eyes:
     def features(self, name: str, picture: Any) -> tuple[Tensor, int]:
         """The projected features of a picture (M, P, D), and how many tiles it has; what is trained runs each time."""
         tower, project = self.network.model.vision_model, self.network.model.multi_modal_projector
-        tiles = math.prod(best_arrangement(*picture.size[::-1], self.settings.size, self.settings.max_tiles))
+        tiles = math.prod(best_arrangement(picture.height, picture.width, self.settings.size, self.settings.max_tiles))
         if _trained(tower):
-            return project(self._tower(picture)), tiles
+            trained: Tensor = project(self._tower(picture))
+            return trained, tiles
         if _trained(project):
-            return project(self._remembered(f"tower-{name}", lambda: self._tower(picture))), tiles
+            seen: Tensor = project(self._remembered(f"tower-{name}", lambda: self._tower(picture)))
+            return seen, tiles
         return self._remembered(f"projected-{name}", lambda: project(self._tower(picture))), tiles
 
     def _tower(self, picture: Any) -> Tensor:

@@ -45,8 +45,10 @@ class CrossAttention(nn.Module):
 
     def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """(N, h * d) -> (N, h, d); a norm is of each head by itself."""
-        heads = x.unflatten(-1, (-1, self.head_width))
-        return heads if norm is None else norm(heads.flatten(0, 1)).view_as(heads)
+        heads: Tensor = x.unflatten(-1, (-1, self.head_width))
+        if norm is not None:
+            heads = norm(heads.flatten(0, 1)).view_as(heads)
+        return heads
 
 
 class CrossBlock(nn.Module):
@@ -138,12 +140,17 @@ class Mllama(nn.Module):
 
 
 class Looking:
-    """A network and what its prompts see, for generation: the prompts first, then one token of each at a time."""
+    """A network and what its prompts see: the prompts go first, then as many more tokens of each at a time as you like.
+
+    Keys and values of the pictures are made with the prompts and serve all that follows.
+    """
 
     def __init__(self, network: Mllama, sight: Sight) -> None:
         self.network, self.sight, self.lm_head = network, sight, network.lm_head
+        self.prompted = False
 
     def __call__(self, ids: Tensor, position: Tensor, attend: Attend) -> Tensor:
-        out: Tensor = self.network(ids, position, attend, self.sight)
-        self.sight = self.sight.next()
+        sight = self.sight.following(len(ids)) if self.prompted else self.sight
+        self.prompted = True
+        out: Tensor = self.network(ids, position, attend, sight)
         return out

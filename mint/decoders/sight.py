@@ -90,7 +90,8 @@ class Sight:
         rows = [(self.whole if span.before else self.real)[picture] for picture in span.pictures]
         grouped = q.unflatten(1, (len(keys), -1)).permute(1, 2, 0, 3)  # (K, G, n, d): a group's queries are one block
         out = F.scaled_dot_product_attention(grouped.flatten(1, 2)[None], _rows(keys, rows), _rows(values, rows))[0]
-        return out.unflatten(1, (-1, len(q))).permute(2, 0, 1, 3).flatten(1, 2)
+        heads: Tensor = out.unflatten(1, (-1, len(q))).permute(2, 0, 1, 3).flatten(1, 2)
+        return heads
 
     def after_image(self, x: Tensor) -> Tensor:
         """1 for the tokens that stand after a picture, else 0: (N, 1) like x."""
@@ -98,10 +99,12 @@ class Sight:
         counts = torch.tensor([span.stop - span.first for span in self.spans], device=x.device)
         return torch.tensor(marks, dtype=x.dtype, device=x.device).repeat_interleave(counts)[:, None]
 
-    def next(self) -> Sight:
-        """What the next token of each text sees: the same as its last one."""
+    def following(self, tokens: int) -> Sight:
+        """What so many more tokens see, the same number after each text: what the last token of the text sees."""
         last = [span for span in self.spans if span.ends]
-        return replace(self, spans=[replace(span, first=row, stop=row + 1) for row, span in enumerate(last)])
+        count = tokens // len(last)
+        spans = [replace(span, first=row * count, stop=(row + 1) * count) for row, span in enumerate(last)]
+        return replace(self, spans=spans)
 
 
 def _rows(x: Tensor, rows: Sequence[slice]) -> Tensor:

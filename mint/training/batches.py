@@ -22,6 +22,7 @@ from ..jsonlines import refuse
 from ..trees import Text, forest, shared, token_tree, without_label
 from ..types import PreferencePair, TokenTree
 
+IMAGE_WORD = "<|image|>"
 PROMPT, CHOSEN, REJECTED, PATHS = 0, 1, 2, 3
 
 
@@ -78,6 +79,8 @@ def _with_image(made: TokenPair, pair: PreferencePair, tokenizer: ChatTokenizer)
     """The ids with the picture that their image token stands for; one without the other is refused."""
     if pair.image is None and not tokenizer.vision:
         return made
+    if tokenizer.vision and IMAGE_WORD in f"{pair.prompt} {pair.chosen} {pair.rejected}":
+        raise RecordError(f"a text holds {IMAGE_WORD}, which is no image there; take it out, or give an image part")
     token = tokenizer.image_id() if tokenizer.vision else -1
     places = made.chosen.count(token)
     if places == made.rejected.count(token) == int(pair.image is not None):
