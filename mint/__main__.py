@@ -197,12 +197,13 @@ def predict(
 
 
 def _stream(one: Any, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,
-            top: int, modality: str, kind: str, mode: str, labels: Any, normalise: str, **loading: Any) -> dict[str, Any]:  # fmt: skip
+            device: str, dtype: str, date: str | None, top: int, modality: str, kind: str, meta_masking: bool,
+            **_: Any) -> dict[str, Any]:  # fmt: skip
     """Print the answer to one case as it is generated; what is returned is the whole of it."""
     from .decoders import load_decoder
     from .pipeline import prompt_of
 
-    decoder = load_decoder(model, adapter=adapter, **loading)
+    decoder = load_decoder(model, adapter=adapter, device=device, dtype=dtype, date=date, meta_masking=meta_masking)
     prompt, images = prompt_of(decoder, one, modality, kind=kind, k=top)
     ids, said, shown = decoder.tokenizer.chat_ids(prompt, generate=True), [], ""
 
