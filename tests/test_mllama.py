@@ -165,7 +165,7 @@ def test_prompts_of_unequal_length_generate_together_as_alone(decoder: Decoder, 
     assert decoder.generate(ids, 8, images=images) == alone
 
 
-def test_every_gradient_equals_transformers(folder: Path, oracle: Any, image: int) -> None:
+def test_every_gradient_equals_transformers(folder: Path, image: int) -> None:
     """In float64, where rounding cannot hide a fault; with and without activation checkpointing."""
     from transformers import MllamaForConditionalGeneration
 
@@ -288,9 +288,7 @@ def test_a_tower_of_another_size_than_the_rules_for_pixels_is_refused(folder: Pa
     rules = json.loads((folder / "preprocessor_config.json").read_text())
     rules["size"] = {"height": 2 * SIDE, "width": 2 * SIDE}
     (tmp_path / "other" / "preprocessor_config.json").write_text(json.dumps(rules))
-    with pytest.raises(
-        CheckpointError, match="preprocessor_config.json: size is 56; the tower of config.json takes 28"
-    ):
+    with pytest.raises(CheckpointError, match=r"size is 56; the tower of config\.json takes 28"):
         load_decoder(tmp_path / "other", device="cpu")
 
 
@@ -299,5 +297,5 @@ def test_a_tokenizer_with_another_image_token_is_refused(folder: Path, tmp_path:
     config = json.loads((folder / "config.json").read_text())
     config["image_token_index"] -= 1
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="image_token_index in config.json is"):
+    with pytest.raises(CheckpointError, match="but image_token_index in"):
         load_decoder(tmp_path / "other", device="cpu")

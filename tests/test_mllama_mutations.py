@@ -118,13 +118,13 @@ def turned(part: mllama.CrossAttention) -> None:
     part.q_norm = Turned()
 
 
-def tiles_reversed(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiles_reversed(_: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harmless among themselves, since no layer knows a patch's place; so here the absent ones come first."""
     features = eyes.Eyes.features
     monkeypatch.setattr(eyes.Eyes, "features", lambda self, *given: ((f := features(self, *given))[0].flip(0), f[1]))
 
 
-def cross_layers_at_work_without_an_image(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def cross_layers_at_work_without_an_image(_: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = mllama.MllamaText.forward
 
     def working(self: Any, ids: Tensor, position: Tensor, attend: Any, given: Any = None) -> Tensor:
@@ -140,7 +140,7 @@ def before_is_nothing(spans: list[seeing.Span]) -> list[seeing.Span]:
     return [replace(span, pictures=() if span.before else span.pictures) for span in spans]
 
 
-def text_before_thinks(self: seeing.Sight, x: Tensor) -> Tensor:
+def text_before_thinks(_: seeing.Sight, x: Tensor) -> Tensor:
     return torch.ones(len(x), 1)
 
 

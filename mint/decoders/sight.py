@@ -44,7 +44,7 @@ def read_spans(ids: Tensor, end: Tensor, position: Tensor, image_token: int, met
     for first, stop in zip(roots, [*roots[1:], len(ids)], strict=True):
         own = [number for number, mark in enumerate(marks) if first <= mark < stop]
         spans += _text_spans(first, stop, own, marks, meta_masking)
-        if any(int(end[marks[number]]) != stop for number in own):
+        if own and bool((end[first : marks[own[-1]] + 1] != stop).any()):
             raise ConfigError("an image token on a branch of a tree; the pictures of a tree belong on its trunk")
     return spans
 
