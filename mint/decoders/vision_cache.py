@@ -16,6 +16,7 @@ from ..weights.tensorfiles import TensorReader, read_header, write_tensors
 
 _SUFFIX = ".safetensors"
 _TENSOR = "features"
+_HEADER = 256  # at most, in a file with one tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ class FeatureStore:
         return _read(path)
 
     def _keep(self, path: Path, tensor: Tensor) -> Tensor:
-        if tensor.nbytes <= self.limit:
-            self._make_room(tensor.nbytes)
+        size = tensor.nbytes + _HEADER
+        if size <= self.limit:
+            self._make_room(size)
             with replacing(path) as file:
                 write_tensors(file, {_TENSOR: tensor})
         return tensor
