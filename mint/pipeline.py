@@ -30,7 +30,7 @@ from .scoring import Ranker
 from .teaching import Taught
 from .teaching import teach as train_teacher
 from .training import Trainer, runs
-from .training.audit import activation_bytes, audit
+from .training.audit import activation_bytes, audit, tower_bytes
 from .training.batches import IMAGE_WORD, TokenPair, token_pairs
 from .types import Message, Prediction, PreferencePair, Record, Report
 from .weights.shards import write_checkpoint
@@ -145,7 +145,8 @@ def _recompute(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenP
     if settings.recompute is not None:
         return settings.recompute
     tokens = min(max(settings.tokens_per_batch, *(pair.size for pair in pairs)), sum(pair.size for pair in pairs))
-    needed, free = activation_bytes(decoder, tokens), free_memory(decoder.device)
+    needed = activation_bytes(decoder, tokens) + tower_bytes(decoder, pairs, settings)
+    free = free_memory(decoder.device)
     if needed > free / 2:
         sizes = f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free"
         say(f"{sizes}: they are computed again in backward")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from checkpoints_mllama import oracle_inputs, write_mllama
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from students import peers, run_settings, stir
 from test_mllama_trees import counting, image_pair, pictures
@@ -23,6 +22,7 @@ from mint.decoders.mllama_config import on_disk
 from mint.decoders.vision import VisionTower
 from mint.decoders.vision_cache import FeatureStore
 from mint.errors import CheckpointError, WorkError
+from mint.images import open_image
 from mint.pipeline import merge
 from mint.training import Trainer
 from mint.training.batches import TokenPair, token_pairs
@@ -74,7 +74,7 @@ def some_pairs(pictures: list[str]) -> list[PreferencePair]:
 
 def prompt_of(decoder: Decoder, pictures: list[str]) -> tuple[list[int], list[Any]]:
     pair = token_pairs([image_pair("a", pictures[1])], decoder.tokenizer, run_settings())[0]
-    return pair.chosen, [Image.open(pictures[1])]
+    return pair.chosen, [open_image(pictures[1])]
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
@@ -88,7 +88,7 @@ def ordinary_orpo(model: Any, pairs: list[TokenPair], token: int, beta: float) -
     """ORPO with every text run by itself and its image encoded each time, by the formulas of the paper."""
     likelihood, tokens, odds = torch.zeros(()), 0, []
     for pair in pairs:
-        images = [] if pair.image is None else [Image.open(pair.image)]
+        images = [] if pair.image is None else [open_image(pair.image)]
         means = []
         for ids, first in ((pair.chosen, pair.chosen_first), (pair.rejected, pair.rejected_first)):
             logp = model(**oracle_inputs(ids, images, token)).logits[0].log_softmax(-1)

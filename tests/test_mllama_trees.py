@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from checkpoints_mllama import SIDE, oracle_inputs, picture, write_mllama
-from PIL import Image
 from students import run_settings
 from torch import Tensor
 
 from mint import load_decoder
 from mint.decoders import Decoder
 from mint.errors import ConfigError, RecordError
+from mint.images import open_image
 from mint.training.batches import CHOSEN, PATHS, PROMPT, TokenPair, batch, split, token_pairs
 from mint.training.objectives import likelihood_tokens
 from mint.trees import Text, forest, token_tree, without_label
@@ -76,7 +76,7 @@ def counting(*modules: torch.nn.Module) -> Iterator[list[int]]:
 def separate(oracle: Any, pair: TokenPair) -> list[Tensor]:
     """Log-probabilities of the tokens of prompt, chosen and rejected, each text run by itself in transformers."""
     found = []
-    images = [] if pair.image is None else [Image.open(pair.image)]
+    images = [] if pair.image is None else [open_image(pair.image)]
     for ids, first in zip((t.ids for t in pair.texts()), (1, pair.chosen_first, pair.rejected_first), strict=True):
         logp = oracle(**oracle_inputs(ids, images, oracle.config.image_token_index)).logits[0].log_softmax(-1)
         scored = [at for at in range(first, len(ids)) if ids[at] != oracle.config.image_token_index]
@@ -120,7 +120,7 @@ def test_every_edge_of_a_batch_equals_separate_runs_of_transformers(
 def test_a_picture_goes_through_the_tower_once_for_all_that_see_it(
     decoder: Decoder, pictures: list[str], tmp_path: Path
 ) -> None:
-    Image.open(pictures[2]).save(tmp_path / "copy.png")  # another file, the same picture
+    open_image(pictures[2]).save(tmp_path / "copy.png")  # another file, the same picture
     model = decoder.network.model
     looking = [layer for layer in model.language_model.layers if hasattr(layer, "cross_attn")]
     cases = [(pictures[:1], 1), (pictures, 3), ([pictures[2], str(tmp_path / "copy.png"), pictures[2]], 1)]

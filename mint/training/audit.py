@@ -65,7 +65,7 @@ def _expected(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSetti
     return {
         "weights_bytes": weights,
         "adapter_and_optimiser_bytes": adapter,
-        "activation_bytes": activation_bytes(decoder, largest),
+        "activation_bytes": activation_bytes(decoder, largest) + tower_bytes(decoder, pairs, settings),
         "seconds_expected": round(operations / (0.6 * _rate(decoder)), 1),
     }
 
@@ -75,6 +75,18 @@ def activation_bytes(decoder: Decoder, tokens: int) -> int:
     config = decoder.network.config
     kept = config.num_hidden_layers * (7 * config.hidden_size + 3 * config.intermediate_size)
     return int(tokens * kept * decoder.dtype.itemsize)
+
+
+def tower_bytes(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
+    """The same of the pictures of a batch, where the tower is trained: about ten widths and two inner widths a layer."""
+    if decoder.eyes is None or not any(x.requires_grad for x in decoder.network.model.vision_model.parameters()):
+        return 0
+    most = max(settings.tokens_per_batch // decoder.picture_tokens, 1)
+    pictures = min(most, settings.batch_size, sum(pair.image is not None for pair in pairs))
+    vision = decoder.network.config.vision
+    layers = vision.num_hidden_layers + vision.num_global_layers
+    kept = layers * (10 * vision.hidden_size + 2 * vision.intermediate_size)
+    return int(pictures * decoder.picture_tokens * kept * decoder.dtype.itemsize)
 
 
 def _rate(decoder: Decoder) -> float:
