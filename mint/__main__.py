@@ -148,6 +148,13 @@ def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **giv
 @command("seed", "device", "dtype", "date", "skip_bad")
 @click.argument("cases", required=False)
 @click.option("--note", help="The note of one case.")
+@click.option("--image", help="The picture of one case, for a vision model; with --note it sees both.")
+@click.option(
+    "--modality", type=click.Choice(["note", "image", "both"]), help="What of each case is seen [default: note]."
+)
+@click.option("--kind", type=click.Choice(["disease", "tissue"]), default="disease", show_default=True,
+              help="Of classes.")  # fmt: skip
+@click.option("--meta-masking", is_flag=True, help="Text before an image sees nothing of it, as in Meta's own code.")
 @click.option("--model", required=True, help="Folder or hub name of the decoder.")
 @click.option("--adapter", help="Adapter folder, ours or PEFT's.")
 @click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
@@ -163,8 +170,10 @@ def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **giv
     "--temperature", type=float, default=0.0, show_default=True, help="Text mode: 0 takes the likeliest token."
 )
 @click.option("--out", help="JSON-lines file of predictions.")
-def predict(cases: str | None, note: str | None, out: str | None, skip_bad: bool, **words: Any) -> Any:
-    """Predict the classes of a note, or of every case of a file or folder.
+def predict(
+    cases: str | None, note: str | None, image: str | None, out: str | None, skip_bad: bool, **words: Any
+) -> Any:
+    """Predict the classes of a note, of a picture, or of every case of a file or folder.
 
     \b
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
@@ -173,29 +182,31 @@ def predict(cases: str | None, note: str | None, out: str | None, skip_bad: bool
     from .evaluation.predictions import prediction_row, write_predictions
     from .types import Record
 
-    if (cases is None) == (note is None):
-        raise ConfigError("wanted either CASES (a file or folder) or --note, and not both")
-    if note is not None and words["mode"] == "text" and out is None:
-        return _stream(note, **words)
+    if (cases is None) == (note is None and image is None):
+        raise ConfigError("wanted either CASES (a file or folder), or --note or --image, and not both")
+    one = None if cases is not None else Record("case", note=note or "", image=image)
+    words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
+    if one is not None and words["mode"] == "text" and out is None:
+        return _stream(one, **words)
     skipped: list[str] | None = [] if skip_bad else None
-    source: Any = cases if note is None else [Record("note", note=note)]
+    source: Any = cases if one is None else [one]
     words.pop("temperature"), words.pop("seed")
     answers = pipeline.predict(source, skipped=skipped, **words)
     if out is not None:
         return {"out": out, "cases": write_predictions(out, answers)}
-    return (_table(answer) if note is not None else prediction_row(answer) for answer in answers)
+    return (_table(answer) if one is not None else prediction_row(answer) for answer in answers)
 
 
-def _stream(note: str, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,
-            device: str, dtype: str, date: str | None, top: int, **_: Any) -> dict[str, Any]:  # fmt: skip
-    """Print the answer to one note as it is generated; what is returned is the whole of it."""
+def _stream(one: Any, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,
+            device: str, dtype: str, date: str | None, top: int, modality: str, kind: str, meta_masking: bool,
+            **_: Any) -> dict[str, Any]:  # fmt: skip
+    """Print the answer to one case as it is generated; what is returned is the whole of it."""
     from .decoders import load_decoder
-    from .prompts import prompt_messages
-    from .types import Record
+    from .pipeline import prompt_of
 
-    decoder = load_decoder(model, adapter=adapter, device=device, dtype=dtype, date=date)
-    messages = prompt_messages(Record("note", note=note), "note", k=top)
-    ids, said, shown = decoder.tokenizer.chat_ids(messages, generate=True), [], ""
+    decoder = load_decoder(model, adapter=adapter, device=device, dtype=dtype, date=date, meta_masking=meta_masking)
+    prompt, images = prompt_of(decoder, one, modality, kind=kind, k=top)
+    ids, said, shown = decoder.tokenizer.chat_ids(prompt, generate=True), [], ""
 
     def hear(_: int, token: int) -> None:
         nonlocal shown
@@ -205,7 +216,7 @@ def _stream(note: str, *, model: str, adapter: str | None, max_new_tokens: int, 
             click.echo(text[len(shown) :], nl=False)
             shown = text
 
-    decoder.generate([ids], max_new_tokens, temperature, seed=seed, on_token=hear)
+    decoder.generate([ids], max_new_tokens, temperature, seed=seed, images=[images], on_token=hear)
     click.echo()
     return {}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import AlignSettings
-from .decoders import Decoder, load_decoder, lora, stored_dtype
+from .decoders import Decoder, load_decoder, lora, open_adapter, stored_dtype
+from .decoders.vision_cache import FeatureStore
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
 from .errors import ConfigError, RecordError
@@ -30,10 +31,9 @@ from .scoring import Ranker
 from .teaching import Taught
 from .teaching import teach as train_teacher
 from .training import Trainer, runs
-from .training.audit import activation_bytes, audit
-from .training.batches import TokenPair, token_pairs
-from .types import Prediction, PreferencePair, Record, Report
-from .weights.adapters import read_adapter
+from .training.audit import activation_bytes, audit, tower_bytes
+from .training.batches import IMAGE_WORD, TokenPair, token_pairs
+from .types import Message, Prediction, PreferencePair, Record, Report
 from .weights.shards import write_checkpoint
 
 
@@ -96,6 +96,8 @@ def align(
         return audit(decoder, training, settings)
     settings = _resolved(decoder, settings, training)
     _report_cuts(everything)
+    if decoder.eyes is not None and settings.cache_gb:
+        decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
     with runs.locked(folder):
         if not resume:
             runs.check_new(folder)  # again, now that no other run can begin here
@@ -120,9 +122,15 @@ def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
     """The decoder with the adapter that will be trained, and what PEFT has to know of it."""
     if not settings.model:
         raise ConfigError("--model: no decoder given; wanted a checkpoint folder or a hub name")
-    decoder = load_decoder(settings.model, device=settings.device, dtype=settings.dtype, date=settings.date)
+    decoder = load_decoder(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        date=settings.date,
+        meta_masking=settings.meta_masking,
+    )
     if settings.adapter is not None:
-        adapter = read_adapter(settings.adapter)
+        adapter = open_adapter(decoder.network, settings.adapter)
         lora.load(decoder.network, adapter, trainable=True)
         return decoder, dict(adapter.config)
     names = lora.attach(
@@ -160,7 +168,8 @@ def _recompute(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenP
     if settings.recompute is not None:
         return settings.recompute
     tokens = min(max(settings.tokens_per_batch, *(pair.size for pair in pairs)), sum(pair.size for pair in pairs))
-    needed, free = activation_bytes(decoder, tokens), free_memory(decoder.device)
+    needed = activation_bytes(decoder, tokens) + tower_bytes(decoder, pairs, settings)
+    free = free_memory(decoder.device)
     if needed > free / 2:
         sizes = f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free"
         say(f"{sizes}: they are computed again in backward")
@@ -203,13 +212,20 @@ def predict(
     ranker = Ranker(decoder, known.labels, normalise) if mode == "rank" and known is not None else None
     for record in _records(cases, skipped=skipped):
         names = known.labels if known is not None else ()
-        messages = prompt_messages(record, modality, kind=kind, k=top or 10, template=template, labels=names)
+        messages, images = prompt_of(decoder, record, modality, kind=kind, k=top or 10, template=template, labels=names)
         if ranker is not None:
-            yield ranker.rank(record.id, messages, top)
+            yield ranker.rank(record.id, messages, top, images)
         else:
             ids = decoder.tokenizer.chat_ids(messages, generate=True)
-            answer = decoder.generate([ids], max_new_tokens)[0]
+            answer = decoder.generate([ids], max_new_tokens, images=[images])[0]
             yield Prediction(record.id, text=decoder.tokenizer.decode(answer))
+
+
+def prompt_of(decoder: Decoder, record: Record, modality: str, **words: Any) -> tuple[list[Message], tuple[Any, ...]]:
+    """The user's turn for a case, and the images that it shows. `words` are those of `prompt_messages`."""
+    if decoder.eyes is not None and IMAGE_WORD in record.note:
+        raise RecordError(f"case {record.id!r}: the note holds {IMAGE_WORD}, which is no image there; take it out")
+    return prompt_messages(record, modality, **words), () if modality == "note" else (record.image,)
 
 
 def evaluate(
@@ -237,8 +253,9 @@ def merge(
     config.pop("dtype", None)
     if isinstance(decoder.network.lm_head, lora.LoRALinear):
         config["tie_word_embeddings"] = False
-    kinds = {name: info.dtype for name, info in stored.items()} if dtype == "auto" else {}
-    tensors = ((name, tensor.to(kinds.get(name, usual))) for name, tensor in lora.merged_tensors(decoder.network))
+    kinds = {decoder.stored_name(info.name): info.dtype for info in stored.values()} if dtype == "auto" else {}
+    merged = ((decoder.stored_name(name), tensor) for name, tensor in lora.merged_tensors(decoder.network))
+    tensors = ((name, tensor.to(kinds.get(name, usual))) for name, tensor in merged)
     write_checkpoint(out, tensors, config, copy_from=folder)
     return {"out": str(out), "bytes": sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))}
 
