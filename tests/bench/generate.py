@@ -19,13 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
+from transformers.utils import logging
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from checkpoints import write_llama
+from checkpoints import llama_config, write_tokenizer  # noqa: E402
 
-from mint.decoders import Decoder, load_decoder
-from mint.decoders.generation import Sampling, generate
+from mint.decoders import Decoder, load_decoder  # noqa: E402
+from mint.generation import Sampling, generate  # noqa: E402
+from mint.progress import set_quiet  # noqa: E402
 
 SIZE = {
     "vocab_size": 32000,
@@ -68,6 +71,14 @@ def floor(decoder: Decoder, batch: int) -> Callable[[], None]:
             torch.nn.functional.linear(rows[weight.shape[1]], weight)
 
     return once
+
+
+def write_model(folder: Path, layers: int) -> None:
+    """Weights as narrow as trained ones: wide ones would fill the activations with denormal numbers, which are slow."""
+    torch.manual_seed(0)
+    write_tokenizer(folder)
+    config = llama_config(**{**SIZE, "num_hidden_layers": layers, "initializer_range": 0.02})
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def compare_generation(decoder: Decoder, oracle: Any, batch: int, options: argparse.Namespace) -> None:
@@ -120,13 +131,10 @@ def compare_prefill(decoder: Decoder, oracle: Any, options: argparse.Namespace) 
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    from transformers import LlamaForCausalLM
-    from transformers.utils import logging
-
+    set_quiet(True)
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        write_llama(Path(folder), **{**SIZE, "num_hidden_layers": options.layers})
+        write_model(Path(folder), options.layers)
         for dtype in options.dtypes:
             decoder = load_decoder(folder, device="cpu", dtype=dtype)
             oracle = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
