@@ -177,7 +177,7 @@ def ratios(rate: dict[str, float]) -> Iterator[dict[str, Any]]:
 
 
 def attentions(rate: dict[str, float]) -> Iterator[dict[str, Any]]:
-    tokens = 16384 if GPU else 1100
+    tokens = 16384 if GPU else 2200
     for d, heads, groups in ((128, 24, 8), (64, 32, 8)) if GPU else ((64, 6, 2),):
         q, k, v = (normal(tokens, n, d).requires_grad_() for n in (heads, groups, groups))
         for kind in ("causal", "pairs", "tries"):
