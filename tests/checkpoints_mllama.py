@@ -114,3 +114,16 @@ def oracle_inputs(ids: Sequence[int], images: Sequence[Any], image_token: int, s
     dense = convert_sparse_cross_attention_mask_to_dense(places, made.tiles, 4, len(ids))
     given |= {"pixel_values": made.pixels, "aspect_ratio_ids": made.aspect_ratio_ids}
     return given | {"aspect_ratio_mask": made.aspect_ratio_mask, "cross_attention_mask": torch.from_numpy(dense)}
+
+
+def widen_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Fill the tokenizer of a folder with words that no text has, so that `<|image|>` has the id `vocabulary`."""
+    path = folder / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    words, added = stored["model"]["vocab"], stored["added_tokens"]
+    words |= {f"<{number}>": number for number in range(len(words), vocabulary + 1 - len(added))}
+    for number, token in enumerate(added):
+        token["id"] = len(words) + number
+    begin = stored["post_processor"]["special_tokens"]["<|begin_of_text|>"]
+    begin["ids"] = [len(words)]
+    path.write_text(json.dumps(stored))
