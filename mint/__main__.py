@@ -148,7 +148,9 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
         return _showcase(given, teacher)
     settings = _resolve(given, config, resume)
     skipped: list[str] | None = [] if skip_bad else None
-    result = pipeline.align(settings, _taught(cases, teacher, settings), resume=resume, dry_run=dry_run, skipped=skipped)
+    result = pipeline.align(
+        settings, _taught(cases, teacher, settings), resume=resume, dry_run=dry_run, skipped=skipped
+    )
     _listed(skipped)
     return result
 
@@ -159,7 +161,7 @@ def _showcase(given: dict[str, Any], teacher: str | None) -> Any:
 
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = _resolve({**showcase.SETTINGS, "out": str(showcase.new_folder()), **chosen}, None, False)
-    return showcase.tell(settings, teacher=teacher or showcase.TEACHER)
+    return showcase.tell(settings, teacher=teacher)
 
 
 def _taught(cases: str | None, teacher: str | None, settings: AlignSettings) -> Any:
@@ -174,7 +176,9 @@ def _taught(cases: str | None, teacher: str | None, settings: AlignSettings) -> 
 @command("seed", "device", "dtype", "date", "skip_bad")
 @click.argument("cases", required=False)
 @click.option("--note", help="The note of one case.")
-@click.option("--model", help="Folder or hub name of the decoder [default: that of the newest run, or the shipped one].")
+@click.option(
+    "--model", help="Folder or hub name of the decoder [default: that of the newest run, or the shipped one]."
+)
 @click.option("--adapter", help="Adapter folder, ours or PEFT's.")
 @click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")

@@ -80,7 +80,9 @@ class Told:
         gap = self.gap_closed()
         closed = f"{gap['top_1']:.0%} of the way from the base to the ceiling in top-1, {gap['top_10']:.0%} in top-10"
         places = [f"{what + ':':13}{where}" for what, where in self.places().items()]
-        return "\n".join([*self._table(), "", f"The aligned student went {closed}.", "", *places, f"next:        {self.next}"])
+        return "\n".join(
+            [*self._table(), "", f"The aligned student went {closed}.", "", *places, f"next:        {self.next}"]
+        )
 
     def _table(self) -> list[str]:
         """Systems and ceilings, in percent, each system with its 95 % interval."""
@@ -105,7 +107,7 @@ def _cell(value: float, between: tuple[float, float] | None = None) -> str:
 def tell(
     settings: AlignSettings,
     *,
-    teacher: str | Path = TEACHER,
+    teacher: str | Path | None = None,
     train: int = TRAIN,
     test: int = TEST,
     split: str = "test",
@@ -114,11 +116,13 @@ def tell(
     """Run the story into `settings.out`. `choices` are those of `prefer_pairs`; `split` is that of the judging patients."""
     folder = Path(settings.out)
     learnt, judged = list(draw_cases(train, settings.seed, "train", SIDE)), list(draw_cases(test, 0, split, SIDE))
-    encoder = load_encoder(teacher, device=settings.device)
+    encoder = load_encoder(teacher or TEACHER, device=settings.device)
     say(f"1. The teacher sees a simulated photo and the note of {train} patients and ranks {len(classes())} diseases.")
     settings = replace(settings, pairs=str(folder / "pairs.jsonl"))
     write_pairs(settings.pairs, pipeline.prefer(learnt, teacher=encoder, **choices))
-    say(f"2. Its rankings are preference pairs: {settings.pairs}; the answers that it ranks last are the rejected ones.")
+    say(
+        f"2. Its rankings are preference pairs: {settings.pairs}; the answers that it ranks last are the rejected ones."
+    )
     say("3. A tiny Llama that sees the note alone is aligned on them (ORPO + LoRA).")
     pipeline.align(settings)
     say(f"4. {test} patients that nobody has met:")
@@ -129,7 +133,13 @@ def tell(
 def _answers(settings: AlignSettings, encoder: Encoder, judged: Sequence[Record]) -> dict[str, list[Prediction]]:
     """What base, aligned student and teacher say of the same patients."""
     loading = {"device": settings.device, "dtype": settings.dtype, "date": settings.date}
-    asked = {"model": settings.model, "labels": classes(), "top": None, "opening": opening("disease"), **loading}
+    asked: dict[str, Any] = {
+        "model": settings.model,
+        "labels": classes(),
+        "top": None,
+        "opening": opening("disease"),
+        **loading,
+    }
     base = list(pipeline.predict(judged, **asked))
     aligned = list(pipeline.predict(judged, adapter=Path(settings.out) / "adapter", **asked))
     write_text(Path(settings.out) / "labels.txt", "".join(f"{name}\n" for name in classes()))
@@ -160,7 +170,9 @@ def _judged(
     reports = {name: measure(given, judged, labels=known, tops=(1, 5, 10)) for name, given in answers.items()}
     ceilings = {NOTE_CEILING: _ceiling(judged, "note"), BOTH_CEILING: _ceiling(judged, "both")}
     reports[ALIGNED] = replace(reports[ALIGNED], cases=shown_cases(judged, answers))
-    told = Told(folder, reports, ceilings, 'python cli.py predict --note "Short stature, webbed neck, pulmonic stenosis."')
+    told = Told(
+        folder, reports, ceilings, 'python cli.py predict --note "Short stature, webbed neck, pulmonic stenosis."'
+    )
     write_report(
         folder / "report.html",
         reports,

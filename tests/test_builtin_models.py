@@ -65,9 +65,7 @@ def test_transformers_opens_the_teacher_and_gives_the_same_scores() -> None:
     ids, text_mask, pixels, pixel_mask = ours.inputs(records)
     theirs = ViltForQuestionAnswering.from_pretrained(TEACHER, dtype=torch.float32).eval()
     with torch.no_grad():
-        wanted = theirs(
-            input_ids=ids, attention_mask=text_mask, pixel_values=pixels, pixel_mask=pixel_mask
-        ).logits
+        wanted = theirs(input_ids=ids, attention_mask=text_mask, pixel_values=pixels, pixel_mask=pixel_mask).logits
     torch.testing.assert_close(ours.scores(records), wanted, atol=2e-4, rtol=1e-4)
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from mint import pipeline, showcase
 from mint.__main__ import cli
 from mint.answers import answer_text, opening
-from mint.builtin.cases import STUDENT, cases, is_builtin
+from mint.builtin.cases import STUDENT, TEACHER, cases, is_builtin
 from mint.builtin.rare_disease import classes, draw_cases, posterior
 from mint.config import AlignSettings
 from mint.decoders import load_decoder
@@ -116,7 +116,7 @@ def test_the_aligned_list_has_the_tokens_that_are_scored() -> None:
 
 def test_the_teacher_s_predictions_are_shares_of_one() -> None:
     records: Sequence[Record] = list(draw_cases(3, 0, "validation", showcase.SIDE))
-    for prediction in showcase.teacher_predictions(load_encoder(showcase.TEACHER, device="cpu"), records):
+    for prediction in showcase.teacher_predictions(load_encoder(TEACHER, device="cpu"), records):
         assert sum(entry["probability"] for entry in prediction.ranking) == pytest.approx(1, abs=1e-5)
 
 

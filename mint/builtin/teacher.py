@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def make_teacher(out: Path, steps: int = STEPS, seed: int = 0, photos: int = PHO
     encoder = new_encoder((record.note for record in told), (*classes(), *looks), NETWORK, torch.device("cpu"), seed)
     _give_meaning(encoder, told)
     _train(encoder, Pool(encoder, looks, photos, _SEED + 1 + seed), steps, seed)
-    last = encoder.network.classifier[3]  # the rows of the diseases stay, those of the looks have done their work
+    last: Any = encoder.network.classifier[3]  # the rows of the diseases stay, those of the looks have done their work
     last.weight = torch.nn.Parameter(last.weight.detach()[: len(classes())].clone())
     last.bias = torch.nn.Parameter(last.bias.detach()[: len(classes())].clone())
     encoder.classes = classes()
