@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # sums are then in one order whatever the machine's number of cores
     if options.which == "student":
-        student.make_student(options.out, options.steps or student.STEPS, options.seed)
+        student.make_student(options.out, [options.steps] if options.steps else student.STEPS, options.seed)
     else:
         teacher.make_teacher(options.out, options.steps or teacher.STEPS, options.seed)
 

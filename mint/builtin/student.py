@@ -8,7 +8,7 @@ No patient occurs twice, and none of them occurs in any task.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -41,7 +41,7 @@ KNOWN = 0.5
 SWAY = 0.5
 """How random the order of a list is: the scale of the Gumbel noise on the log posterior."""
 LISTED = 10
-STEPS, BATCH, RATE, WARMUP, SAMPLE = 800, 16, 3e-3, 40, 3000
+STEPS, BATCH, RATE, WARMUP, SAMPLE = (800,), 16, 3e-3, 40, 3000
 _SEED = 8_000_001  # patients of this seed are drawn for no other purpose
 _DATE = "26 Jul 2024"
 
@@ -75,8 +75,8 @@ TEMPLATE = (
 """Llama 3's chat template with a fixed date, so that the same note is the same prompt on every day."""
 
 
-def make_student(out: Path, steps: int = STEPS, seed: int = 0) -> None:
-    """Learn the tokenizer, train on `steps` batches of new conversations, and write the folder."""
+def make_student(out: Path, steps: Sequence[int] = STEPS, seed: int = 0) -> None:
+    """Learn the tokenizer, train for rounds of so many steps on new conversations, and write the folder."""
     torch.manual_seed(seed)
     sample = list(conversations(SAMPLE, _SEED + seed))
     texts = [text for messages, answer in sample for text in (messages[0]["content"], answer)]
@@ -84,7 +84,8 @@ def make_student(out: Path, steps: int = STEPS, seed: int = 0) -> None:
     chat = ChatTokenizer(tokenizer, (), CHAT_SPECIAL[4], date=_DATE)
     config = CONFIG | {"bos_token_id": chat.special(CHAT_SPECIAL[0]), "eos_token_id": chat.special(CHAT_SPECIAL[4])}
     network = _new_network(config, seed)
-    _train(network, chat, steps, seed)
+    for number, count in enumerate(steps):
+        _train(network, chat, count, seed + number)
     tensors = {n: p.detach() for n, p in network.state_dict().items() if n != "lm_head.weight"}
     write_checkpoint(out, tensors.items(), config)
     write_chat_tokenizer(tokenizer, out, TEMPLATE)
