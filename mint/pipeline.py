@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .builtin.cases import cases as builtin_cases
+from .builtin.cases import is_builtin
 from .config import AlignSettings
 from .decoders import Decoder, load_decoder, lora, open_adapter, stored_dtype
 from .decoders.vision_cache import FeatureStore
@@ -200,16 +202,20 @@ def predict(
     template: str | None = None,
     top: int | None = 10,
     normalise: str = "sum",
+    opening: str = "",
     max_new_tokens: int = 256,
     skipped: list[str] | None = None,
     **loading: Any,
 ) -> Iterator[Prediction]:
-    """One modality of each case in, classes best first out ("rank": exact over `labels`; "text": free text)."""
+    """One modality of each case in, classes best first out ("rank": exact over `labels`; "text": free text).
+
+    `opening` is how an answer begins, for a model whose answers are lists: a label is then scored as the first name.
+    """
     decoder = model if isinstance(model, Decoder) else load_decoder(model, adapter=adapter, **loading)
     known = _labels(labels)
     if mode == "rank" and known is None:
         raise ConfigError("--labels: rank mode needs the closed set; give a file with one label a line, or --mode text")
-    ranker = Ranker(decoder, known.labels, normalise) if mode == "rank" and known is not None else None
+    ranker = Ranker(decoder, known.labels, normalise, opening) if mode == "rank" and known is not None else None
     for record in _records(cases, skipped=skipped):
         names = known.labels if known is not None else ()
         messages, images = prompt_of(decoder, record, modality, kind=kind, k=top or 10, template=template, labels=names)
@@ -261,7 +267,9 @@ def merge(
 
 
 def _records(cases: str | Path | Iterable[Record], **reading: Any) -> Iterable[Record]:
-    return read_records(cases, undiagnosed=True, **reading) if isinstance(cases, str | Path) else cases
+    if isinstance(cases, str | Path):
+        return builtin_cases(cases) if is_builtin(cases) else read_records(cases, undiagnosed=True, **reading)
+    return cases
 
 
 def _labels(labels: str | Path | Sequence[str] | None) -> LabelSet | None:
