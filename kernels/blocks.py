@@ -84,10 +84,11 @@ def _runs(tokens: list[int]) -> tuple[slice, ...]:
 def _mask(end: Tensor, runs: tuple[slice, ...], first: int, stop: int) -> Tensor:
     """(n, columns) of 0 where a query sees a key and -inf elsewhere, without the leading keys that all queries see."""
     keys = torch.cat([torch.arange(run.start, run.stop) for run in runs])
-    queries = torch.arange(first, stop)[:, None]
-    seen = (keys <= queries) & (queries < end.cpu()[keys])
-    plain = int(seen.all(dim=0).cumprod(0).sum())
-    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, plain:].to(end.device)
+    ends = end.cpu()[keys]
+    plain = int(((keys <= first) & (ends >= stop)).cumprod(0).sum())
+    keys, ends, queries = keys[plain:], ends[plain:], torch.arange(first, stop)[:, None]
+    seen = (keys <= queries) & (queries < ends)
+    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf")).to(end.device)
 
 
 class TreeAttention(torch.autograd.Function):
