@@ -2,9 +2,9 @@
 
     python tests/bench/align.py [--sizes 30M 120M] [--lengths 512/64/64 256/128/128] [--dtypes float32 bfloat16]
 
-Each side runs in a process of its own, as a user would run it; they step about, and medians are compared. Memory is the
-peak above what is resident when the model is loaded. `gemm_share` is the part of the machine's own matrix-product rate that our step
-reaches, counting each token once, two products per frozen weight and two per vocabulary row.
+Each side runs in a process of its own, as a user would run it; they step about, and medians are compared. Memory is
+the peak above what is resident when the model is loaded. `gemm_share` is the part of the machine's own matrix-product
+rate that our step reaches, counting each token once, two products per frozen weight and two per vocabulary row.
 """
 
 from __future__ import annotations
