@@ -65,6 +65,7 @@ class Walk:
         self.total = hidden.new_zeros(n, dtype=exact)
         self.label_logit = hidden.new_zeros(n, dtype=exact)
         self.product = None if sums is None else torch.empty_like(hidden)
+        self.room: Tensor | None = None
         for empty in (sums, low_sums):
             if empty is not None:
                 empty.zero_()
@@ -72,20 +73,28 @@ class Walk:
     def fold(self, logits: Tensor, first: int) -> Tensor:
         """Take the label out of a tile (n, t) and add the rest to the logsumexp of the others, level + log(total).
 
-        Returns the softmax over the tile; `before` and `now` weigh the sums so far and those of the tile.
+        Returns exp(logits - top) of the tile; `before` and `now` weigh the sums so far and those of the tile.
         """
         rows = ((self.labels >= first) & (self.labels < first + logits.shape[1])).nonzero()[:, 0]
         columns = self.labels[rows] - first
         self.label_logit[rows] = logits[rows, columns].to(self.level.dtype)
         # finite: a tile that holds nothing else must not give NaN
         logits[rows, columns] = torch.finfo(logits.dtype).min / 2
-        top, at = logits.max(dim=1)
-        share = torch.softmax(logits, dim=1, dtype=self.level.dtype)
+        top = logits.amax(dim=1).to(self.level.dtype)
+        share = self._exact(logits)
+        torch.sub(logits, top[:, None], out=share).exp_()
         level = torch.maximum(self.level, top)
-        self.before = (self.level - level).exp()
-        self.now = (top - level).exp() / share.gather(1, at[:, None])[:, 0]  # softmax at the top is 1 / sum
-        self.level, self.total = level, self.total * self.before + self.now
-        return share if self.sums is None else share.to(self.dtype)
+        self.before, self.now = (self.level - level).exp(), (top - level).exp()
+        self.level, self.total = level, self.total * self.before + share.sum(dim=1) * self.now
+        return share if self.sums is None or share is logits else logits.copy_(share)
+
+    def _exact(self, logits: Tensor) -> Tensor:
+        """Where the exponentials go: the tile itself, or memory of a wider dtype that all tiles share."""
+        if logits.dtype == self.level.dtype:
+            return logits
+        if self.room is None or self.room.numel() < logits.numel():
+            self.room = logits.new_empty(logits.numel(), dtype=self.level.dtype)
+        return self.room[: logits.numel()].view(logits.shape)
 
     def gather(self, share: Tensor, weight: Tensor, up: Tensor | None) -> None:
         """Add the tile's shares of the rows of the head: (n, t) @ (t, D) and (n, t) @ (t, r)."""
@@ -257,12 +266,12 @@ def token_logprob(
 
 @torch.no_grad()
 def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
-    """logsumexp of hidden headᵀ over the vocabulary: (N, D), (V, D) -> (N,) float32."""
+    """logsumexp of hidden headᵀ over the vocabulary: (N, D), (V, D) -> (N,) float32. See `mint.kernels`."""
     totals = [hidden.new_empty(0, dtype=_exact(hidden))]
-    for rows in slices(len(hidden), Walk.rows):
+    for rows in slices(hidden.shape[0], Walk.rows):
         part = hidden[rows]
-        total = part.new_full((len(part),), float("-inf"), dtype=_exact(part))
-        for columns in slices(len(head), Walk.width(len(part), len(head), tile)):
+        total = part.new_full((part.shape[0],), float("-inf"), dtype=_exact(part))
+        for columns in slices(head.shape[0], Walk.width(part.shape[0], head.shape[0], tile)):
             logits = (part @ head[columns].T).to(total.dtype)
             total = torch.logaddexp(total, torch.logsumexp(logits, dim=1))
         totals.append(total)

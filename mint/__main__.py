@@ -71,7 +71,9 @@ _SHARED: dict[str, Callable[[Command], Command]] = {
 
 def _show(result: Any, as_json: bool) -> None:
     """A result on stdout: an object as lines of name and value, rows one by one, or all of it as one JSON object."""
-    if isinstance(result, dict):
+    if hasattr(result, "as_dict"):
+        click.echo(json.dumps(result.as_dict(), ensure_ascii=False) if as_json else str(result))
+    elif isinstance(result, dict):
         lines = [f"{name}: {value}" for name, value in result.items()]
         click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
     elif isinstance(result, Iterator):
@@ -123,32 +125,67 @@ def _listed(skipped: list[str] | None) -> None:
 
 
 @command("skip_bad")
+@click.argument("cases", required=False)
 @_settings
+@click.option("--teacher", help="What ranks the classes of CASES: a ViLT or CLIP checkpoint, or a file of scores.")
 @click.option("--config", help="A run.json (or run folder): its settings, but for those given here.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the audit of the pairs and stop.")
-def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **given: Any) -> dict[str, Any]:
+def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, skip_bad: bool, teacher: str | None,
+          **given: Any) -> Any:  # fmt: skip
     """Align a decoder on preference pairs: an adapter comes out.
 
+    The pairs are those of --pairs, or come from --teacher and CASES. Without any of them: the built-in rare-disease
+    task, offline and in minutes, from the teacher to a report.
+
     \b
+    Example:  python cli.py align
     Example:  python cli.py align --model meta-llama/Llama-3.2-3B-Instruct --pairs pairs.jsonl --out runs/first
     """
     from . import pipeline
 
+    if cases in (None, "builtin:rare-disease") and not (given["pairs"] or config or resume or dry_run):
+        return _showcase(given, teacher)
     settings = _resolve(given, config, resume)
-    if not settings.pairs:
-        raise ConfigError("--pairs: nothing to train on; wanted a JSON-lines file of preference pairs")
     skipped: list[str] | None = [] if skip_bad else None
     try:
-        return pipeline.align(settings, resume=resume, dry_run=dry_run, skipped=skipped)
+        pairs = _taught(cases, teacher, settings)
+        return pipeline.align(settings, pairs, resume=resume, dry_run=dry_run, skipped=skipped)
     finally:
         _listed(skipped)
+
+
+def _showcase(given: dict[str, Any], teacher: str | None) -> Any:
+    """The built-in task from the teacher to the report; its own settings hold where none is given."""
+    from . import showcase
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = _resolve({**showcase.SETTINGS, "out": str(showcase.new_folder()), **chosen}, None, False)
+    return showcase.tell(settings, teacher=teacher)
+
+
+def _taught(cases: str | None, teacher: str | None, settings: AlignSettings) -> Any:
+    """The pairs of CASES as the teacher ranks them; None where a file of pairs is given."""
+    from . import pipeline
+
+    if (cases is None) != (teacher is None) or (cases is None) == (not settings.pairs):
+        raise ConfigError("wanted --pairs FILE, or CASES with --teacher, or none of them (the built-in task)")
+    return None if cases is None or teacher is None else list(pipeline.prefer(cases, teacher=teacher))
 
 
 @command("seed", "device", "dtype", "date", "skip_bad")
 @click.argument("cases", required=False)
 @click.option("--note", help="The note of one case.")
-@click.option("--model", required=True, help="Folder or hub name of the decoder.")
+@click.option("--image", help="The picture of one case, for a vision model; with --note it sees both.")
+@click.option(
+    "--modality", type=click.Choice(["note", "image", "both"]), help="What of each case is seen [default: note]."
+)
+@click.option("--kind", type=click.Choice(["disease", "tissue"]), default="disease", show_default=True,
+              help="Of classes.")  # fmt: skip
+@click.option("--meta-masking", is_flag=True, help="Text before an image sees nothing of it, as in Meta's own code.")
+@click.option(
+    "--model", help="Folder or hub name of the decoder [default: that of the newest run, or the shipped one]."
+)
 @click.option("--adapter", help="Adapter folder, ours or PEFT's.")
 @click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")
@@ -163,39 +200,53 @@ def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **giv
     "--temperature", type=float, default=0.0, show_default=True, help="Text mode: 0 takes the likeliest token."
 )
 @click.option("--out", help="JSON-lines file of predictions.")
-def predict(cases: str | None, note: str | None, out: str | None, skip_bad: bool, **words: Any) -> Any:
-    """Predict the classes of a note, or of every case of a file or folder.
+def predict(
+    cases: str | None, note: str | None, image: str | None, out: str | None, skip_bad: bool, **words: Any
+) -> Any:
+    """Predict the classes of a note, of a picture, or of every case of a file or folder.
 
     \b
+    Example:  python cli.py predict --note "Short stature, webbed neck, pulmonic stenosis."
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
     from . import pipeline
     from .evaluation.predictions import prediction_row, write_predictions
     from .types import Record
 
-    if (cases is None) == (note is None):
-        raise ConfigError("wanted either CASES (a file or folder) or --note, and not both")
-    if note is not None and words["mode"] == "text" and out is None:
-        return _stream(note, **words)
+    if (cases is None) == (note is None and image is None):
+        raise ConfigError("wanted either CASES (a file or folder), or --note or --image, and not both")
+    if words["model"] is None:
+        words |= _newest(words)
+    one = None if cases is not None else Record("case", note=note or "", image=image)
+    words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
+    if one is not None and words["mode"] == "text" and out is None:
+        return _stream(one, **words)
     skipped: list[str] | None = [] if skip_bad else None
-    source: Any = cases if note is None else [Record("note", note=note)]
+    source: Any = cases if one is None else [one]
     words.pop("temperature"), words.pop("seed")
     answers = pipeline.predict(source, skipped=skipped, **words)
     if out is not None:
         return {"out": out, "cases": write_predictions(out, answers)}
-    return (_table(answer) if note is not None else prediction_row(answer) for answer in answers)
+    return (_table(answer) if one is not None else prediction_row(answer) for answer in answers)
 
 
-def _stream(note: str, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,
-            device: str, dtype: str, date: str | None, top: int, **_: Any) -> dict[str, Any]:  # fmt: skip
-    """Print the answer to one note as it is generated; what is returned is the whole of it."""
+def _newest(words: dict[str, Any]) -> dict[str, Any]:
+    """What the newest run says of a model, its adapter and its closed set, but for what is given."""
+    from . import showcase
+
+    return {name: value for name, value in showcase.newest().items() if words.get(name) is None}
+
+
+def _stream(one: Any, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,
+            device: str, dtype: str, date: str | None, top: int, modality: str, kind: str, meta_masking: bool,
+            **_: Any) -> dict[str, Any]:  # fmt: skip
+    """Print the answer to one case as it is generated; what is returned is the whole of it."""
     from .decoders import load_decoder
-    from .prompts import prompt_messages
-    from .types import Record
+    from .pipeline import prompt_of
 
-    decoder = load_decoder(model, adapter=adapter, device=device, dtype=dtype, date=date)
-    messages = prompt_messages(Record("note", note=note), "note", k=top)
-    ids, said, shown = decoder.tokenizer.chat_ids(messages, generate=True), [], ""
+    decoder = load_decoder(model, adapter=adapter, device=device, dtype=dtype, date=date, meta_masking=meta_masking)
+    prompt, images = prompt_of(decoder, one, modality, kind=kind, k=top)
+    ids, said, shown = decoder.tokenizer.chat_ids(prompt, generate=True), [], ""
 
     def hear(_: int, token: int) -> None:
         nonlocal shown
@@ -205,7 +256,7 @@ def _stream(note: str, *, model: str, adapter: str | None, max_new_tokens: int, 
             click.echo(text[len(shown) :], nl=False)
             shown = text
 
-    decoder.generate([ids], max_new_tokens, temperature, seed=seed, on_token=hear)
+    decoder.generate([ids], max_new_tokens, temperature, seed=seed, images=[images], on_token=hear)
     click.echo()
     return {}
 

@@ -61,6 +61,10 @@ class AlignSettings:
     recompute: bool | None = _of(
         None, "keep only each layer's input for backward; unless given: when memory asks for it"
     )
+    cache_gb: float = _within(20.0, "GB on disk for what a frozen image tower makes of the pictures; 0: not kept", 0)
+    meta_masking: bool = _of(
+        False, "text before an image sees nothing of it, as in Meta's code, not as in transformers"
+    )
     held_out: float = _within(0.0, "share of the pairs kept for evaluation", 0, 0.9)
     eval_every: int = _within(0, "steps between evaluations; 0: after each epoch", 0)
     save_every: int = _within(100, "steps between checkpoints; 0: only at the end", 0)

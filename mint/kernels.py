@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 else:
     from mint.kernels import blocks, reference
 
-__all__ = [
-    "log_odds_ratio", "preference_terms", "row_logsumexp", "token_logprob", "tree_attention", "tree_layout",
-]  # fmt: skip
+__all__ = ["log_odds_ratio", "preference_terms", "row_logsumexp", "token_logprob", "tree_attention", "tree_layout"]
 
 
 def _backend(tensor: Tensor, name: str, plain: Any = reference) -> Any:
@@ -54,11 +52,6 @@ def token_logprob(
     return out
 
 
-def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
-    """logsumexp over the vocabulary of each row: hidden (N, D), head (V, D) -> (N,) float32; for scoring, no gradient."""
-    return reference.row_logsumexp(hidden, head, tile=tile)
-
-
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
     """log(odds(chosen) / odds(rejected)), ORPO equation 4, of mean log-probabilities (B,), (B,) -> (B,); differentiable."""
     out: Tensor = _backend(chosen_logp, "odds").log_odds_ratio(chosen_logp, rejected_logp)
@@ -73,6 +66,11 @@ def preference_terms(token_logp: Tensor, edges: Tensor, starts: Tensor) -> refer
     """
     out: reference.PreferenceTerms = _backend(token_logp, "odds").preference_terms(token_logp, edges, starts)
     return out
+
+
+def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
+    """logsumexp over the vocabulary of each row: hidden (N, D), head (V, D) -> (N,) float32; for scoring, no gradient."""
+    return reference.row_logsumexp(hidden, head, tile=tile)
 
 
 def tree_layout(end: Tensor) -> Any:

@@ -11,8 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .builtin.cases import cases as builtin_cases
+from .builtin.cases import is_builtin
 from .config import AlignSettings
-from .decoders import Decoder, load_decoder, lora, stored_dtype
+from .decoders import Decoder, load_decoder, lora, open_adapter, stored_dtype
+from .decoders.vision_cache import FeatureStore
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
 from .errors import ConfigError, RecordError
@@ -30,10 +33,9 @@ from .scoring import Ranker
 from .teaching import Taught
 from .teaching import teach as train_teacher
 from .training import Trainer, runs
-from .training.audit import activation_bytes, audit
-from .training.batches import TokenPair, token_pairs
-from .types import Prediction, PreferencePair, Record, Report
-from .weights.adapters import read_adapter
+from .training.audit import activation_bytes, audit, tower_bytes
+from .training.batches import IMAGE_WORD, TokenPair, token_pairs
+from .types import Message, Prediction, PreferencePair, Record, Report
 from .weights.shards import write_checkpoint
 
 
@@ -81,12 +83,9 @@ def align(
 ) -> dict[str, Any]:
     """Pairs (by default the file `settings.pairs`) -> an adapter in `settings.out`; with `dry_run` only the audit of them."""
     folder = Path(settings.out)
-    resume = resume and runs.holds_run(folder)
-    if resume:
-        settings = runs.settings_to_resume(folder, settings)
-    elif not dry_run:
-        runs.check_new(folder)
-    source = read_pairs(settings.pairs, skipped=skipped) if pairs is None else pairs
+    if not dry_run:
+        settings = _admitted(folder, settings, resume)
+    source = list(read_pairs(settings.pairs, skipped=skipped)) if pairs is None else pairs  # before what takes long
     decoder, adapter_config = _student(settings)
     everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
@@ -99,6 +98,8 @@ def align(
         return audit(decoder, training, settings)
     settings = _resolved(decoder, settings, training)
     _report_cuts(everything)
+    if decoder.eyes is not None and settings.cache_gb:
+        decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
     with runs.locked(folder):
         if not resume:
             runs.check_new(folder)  # again, now that no other run can begin here
@@ -108,13 +109,30 @@ def align(
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
 
 
+def _admitted(folder: Path, settings: AlignSettings, resume: bool) -> AlignSettings:
+    """The settings of the run that is to be continued in the folder, or those given if the folder is free for them."""
+    if not resume:
+        runs.check_new(folder)
+    elif runs.holds_run(folder):
+        return runs.settings_to_resume(folder, settings)
+    else:
+        say(f"{folder}: holds no run yet, so one is begun")
+    return settings
+
+
 def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
     """The decoder with the adapter that will be trained, and what PEFT has to know of it."""
     if not settings.model:
         raise ConfigError("--model: no decoder given; wanted a checkpoint folder or a hub name")
-    decoder = load_decoder(settings.model, device=settings.device, dtype=settings.dtype, date=settings.date)
+    decoder = load_decoder(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        date=settings.date,
+        meta_masking=settings.meta_masking,
+    )
     if settings.adapter is not None:
-        adapter = read_adapter(settings.adapter)
+        adapter = open_adapter(decoder.network, settings.adapter)
         lora.load(decoder.network, adapter, trainable=True)
         return decoder, dict(adapter.config)
     names = lora.attach(
@@ -152,7 +170,8 @@ def _recompute(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenP
     if settings.recompute is not None:
         return settings.recompute
     tokens = min(max(settings.tokens_per_batch, *(pair.size for pair in pairs)), sum(pair.size for pair in pairs))
-    needed, free = activation_bytes(decoder, tokens), free_memory(decoder.device)
+    needed = activation_bytes(decoder, tokens) + tower_bytes(decoder, pairs, settings)
+    free = free_memory(decoder.device)
     if needed > free / 2:
         sizes = f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free"
         say(f"{sizes}: they are computed again in backward")
@@ -183,25 +202,36 @@ def predict(
     template: str | None = None,
     top: int | None = 10,
     normalise: str = "sum",
+    opening: str = "",
     max_new_tokens: int = 256,
     skipped: list[str] | None = None,
     **loading: Any,
 ) -> Iterator[Prediction]:
-    """One modality of each case in, classes best first out ("rank": exact over `labels`; "text": free text)."""
+    """One modality of each case in, classes best first out ("rank": exact over `labels`; "text": free text).
+
+    `opening` is how an answer begins, for a model whose answers are lists: a label is then scored as the first name.
+    """
     decoder = model if isinstance(model, Decoder) else load_decoder(model, adapter=adapter, **loading)
     known = _labels(labels)
     if mode == "rank" and known is None:
         raise ConfigError("--labels: rank mode needs the closed set; give a file with one label a line, or --mode text")
-    ranker = Ranker(decoder, known.labels, normalise) if mode == "rank" and known is not None else None
+    ranker = Ranker(decoder, known.labels, normalise, opening) if mode == "rank" and known is not None else None
     for record in _records(cases, skipped=skipped):
         names = known.labels if known is not None else ()
-        messages = prompt_messages(record, modality, kind=kind, k=top or 10, template=template, labels=names)
+        messages, images = prompt_of(decoder, record, modality, kind=kind, k=top or 10, template=template, labels=names)
         if ranker is not None:
-            yield ranker.rank(record.id, messages, top)
+            yield ranker.rank(record.id, messages, top, images)
         else:
             ids = decoder.tokenizer.chat_ids(messages, generate=True)
-            answer = decoder.generate([ids], max_new_tokens)[0]
+            answer = decoder.generate([ids], max_new_tokens, images=[images])[0]
             yield Prediction(record.id, text=decoder.tokenizer.decode(answer))
+
+
+def prompt_of(decoder: Decoder, record: Record, modality: str, **words: Any) -> tuple[list[Message], tuple[Any, ...]]:
+    """The user's turn for a case, and the images that it shows. `words` are those of `prompt_messages`."""
+    if decoder.eyes is not None and IMAGE_WORD in record.note:
+        raise RecordError(f"case {record.id!r}: the note holds {IMAGE_WORD}, which is no image there; take it out")
+    return prompt_messages(record, modality, **words), () if modality == "note" else (record.image,)
 
 
 def evaluate(
@@ -229,14 +259,17 @@ def merge(
     config.pop("dtype", None)
     if isinstance(decoder.network.lm_head, lora.LoRALinear):
         config["tie_word_embeddings"] = False
-    kinds = {name: info.dtype for name, info in stored.items()} if dtype == "auto" else {}
-    tensors = ((name, tensor.to(kinds.get(name, usual))) for name, tensor in lora.merged_tensors(decoder.network))
+    kinds = {decoder.stored_name(info.name): info.dtype for info in stored.values()} if dtype == "auto" else {}
+    merged = ((decoder.stored_name(name), tensor) for name, tensor in lora.merged_tensors(decoder.network))
+    tensors = ((name, tensor.to(kinds.get(name, usual))) for name, tensor in merged)
     write_checkpoint(out, tensors, config, copy_from=folder)
     return {"out": str(out), "bytes": sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))}
 
 
 def _records(cases: str | Path | Iterable[Record], **reading: Any) -> Iterable[Record]:
-    return read_records(cases, undiagnosed=True, **reading) if isinstance(cases, str | Path) else cases
+    if isinstance(cases, str | Path):
+        return builtin_cases(cases) if is_builtin(cases) else read_records(cases, undiagnosed=True, **reading)
+    return cases
 
 
 def _labels(labels: str | Path | Sequence[str] | None) -> LabelSet | None:

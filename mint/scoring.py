@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,28 +27,34 @@ class Ranker:
     """A decoder and a closed set of labels, ready for one case after another.
 
     `normalise`: "sum" ranks by log p(label and end of turn | prompt), "mean" by that over the label's tokens.
+    With `opening` (how an answer begins) the label is the first of a list: log p(opening, label and end of line | prompt).
     """
 
     decoder: Decoder
     labels: Sequence[str]
     normalise: str = "sum"
+    opening: str = ""
 
     def answers(self) -> list[list[int]]:
         """The ids of each label with its end of turn, as they follow an open assistant turn."""
         tokenizer = self.decoder.tokenizer
+        if self.opening:
+            return tokenizer.encode_all([f"{self.opening}{label.strip()}\n" for label in self.labels])
         end = tokenizer.special("<|eot_id|>")
         return [[*ids, end] for ids in tokenizer.encode_all([label.strip() for label in self.labels])]
 
     @torch.inference_mode()
-    def logp(self, prompt: Sequence[int]) -> Tensor:
-        """Log-probability of each label after the prompt: (C,) float32."""
-        tree = token_tree([Text([*prompt, *answer], len(prompt)) for answer in self.answers()])
+    def logp(self, prompt: Sequence[int], images: Sequence[Any] = ()) -> Tensor:
+        """Log-probability of each label after the prompt: (C,) float32. All labels see the prompt's images."""
+        tree = token_tree([Text([*prompt, *answer], len(prompt)) for answer in self.answers()], tuple(images))
         sums = tree.to(self.decoder.device).path_sums(edge_logp(self.decoder, tree))
         return sums / tree.path_lengths().to(sums) if self.normalise == "mean" else sums
 
-    def rank(self, case: str, messages: Sequence[Message], top: int | None = None) -> Prediction:
+    def rank(
+        self, case: str, messages: Sequence[Message], top: int | None = None, images: Sequence[Any] = ()
+    ) -> Prediction:
         """The labels of one case, best first, with log-probability and probability over the whole set."""
-        logp = self.logp(self.decoder.tokenizer.chat_ids(messages, generate=True)).cpu()
+        logp = self.logp(self.decoder.tokenizer.chat_ids(messages, generate=True), images).cpu()
         shares = logp.softmax(dim=0).tolist()
         order = sorted(range(len(self.labels)), key=lambda c: (-logp[c].item(), c))[:top]
         entries = ({"label": self.labels[c], "logprob": logp[c].item(), "probability": shares[c]} for c in order)

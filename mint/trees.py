@@ -6,6 +6,7 @@ Texts of a prompt and its answers (or of a prompt and a closed set of labels) sh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -102,6 +103,20 @@ def sequence(ids: Sequence[int] | Tensor) -> TokenTree:
         member_edges=edges,
         member_paths=torch.zeros_like(edges),
         paths=1,
+    )
+
+
+def without_label(tree: TokenTree, label: int) -> TokenTree:
+    """The tree without the edges that lead to one kind of token, such as an image's, which is fed and never predicted."""
+    kept = tree.labels != label
+    number = kept.cumsum(0) - 1
+    members = kept[tree.member_edges]
+    return replace(
+        tree,
+        sources=tree.sources[kept],
+        labels=tree.labels[kept],
+        member_edges=number[tree.member_edges[members]],
+        member_paths=tree.member_paths[members],
     )
 
 

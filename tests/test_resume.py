@@ -1,28 +1,29 @@
-"""A run that was interrupted, by a request or by a kill at any moment, ends in the same numbers and bytes as one that was not."""
+"""A run that was interrupted, by a request or by a kill, ends in the same numbers and bytes as one that was not."""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from students import ROOT, run_settings, text_pairs, trainer_of, untimed, write_pairs_file, write_student
+from students import run_settings, text_pairs, trainer_of, untimed, write_pairs_file, write_student
 
+from mint.config import AlignSettings
 from mint.errors import CheckpointError, ConfigError, WorkError
 from mint.pipeline import align
+from mint.progress import set_quiet
 from mint.training import Trainer, runs
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 CONFIG = "adapter/adapter_config.json"
+STEPS = 40
 
 
 @pytest.fixture(scope="session")
@@ -258,64 +259,48 @@ def test_a_full_disk_leaves_the_last_checkpoint(model: Path, tmp_path: Path, mon
 # ---- kill -9 --------------------------------------------------------------------------------------------------------
 
 
-def command(model: Path, pairs: Path, out: Path) -> list[str]:
-    words = {
-        "model": model, "pairs": pairs, "out": out, "steps": 40, "save-every": 1, "eval-every": 3, "held-out": 0.3,
-        "objective": "dpo", "dropout": 0.2, "rank": 4, "batch-size": 3, "device": "cpu", "dtype": "float32",
-    }  # fmt: skip
-    return [
-        sys.executable,
-        "cli.py",
-        "align",
-        *(str(x) for name, v in words.items() for x in (f"--{name}", v)),
-        "--quiet",
-    ]
+def run_of(settings: AlignSettings) -> BaseProcess:
+    """A run in a process of its own, forked from one that has done nothing but import, so that many can be killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mint.pipeline", "students"])
+    process = context.Process(target=resume_quietly, args=(settings,))
+    process.start()
+    return process
 
 
-def begin(words: list[str], said: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with said.open("wb") as file:
-        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=file)
+def resume_quietly(settings: AlignSettings) -> None:
+    set_quiet(True)
+    align(settings, resume=True)
 
 
-def wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
-    """Until the file is there: the moments of interest are those in which a run writes."""
-    while process.poll() is None and not path.exists():
+def wait_for_step(process: BaseProcess, folder: Path, step: int) -> None:
+    """Until the run has written the line of this step; 0 waits for nothing."""
+    metrics = folder / "metrics.jsonl"
+    while process.is_alive() and step and (not metrics.exists() or metrics.read_text().count("\n") < step):
         time.sleep(0.002)
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(model: Path, pairs: Path, tmp_path: Path) -> None:
     """Killed again and again, a run that is resumed each time ends as one that nobody touched; more kills with MINT_LONG."""
     kills = 20 if os.environ.get("MINT_LONG") else 4
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    start = time.monotonic()
-    said = tmp_path / "stderr.txt"
-    first = begin(command(model, pairs, whole), said)
-    wait_for(first, whole / "run.json")
-    training = time.monotonic()
-    assert first.wait() == 0, said.read_text()
-    loading, working = training - start, time.monotonic() - training
-    draw, words, reached = random.Random(7), command(model, pairs, broken), []
+    settings = run_settings(
+        model=str(model), pairs=str(pairs), out=str(tmp_path / "whole"), objective="dpo", dropout=0.2, steps=STEPS,
+        save_every=1, eval_every=3, held_out=0.3, batch_size=3,
+    )  # fmt: skip
+    run_of(settings).join()  # the first one waits for the imports
+    draw, broken, reached = random.Random(7), replace(settings, out=str(tmp_path / "broken")), []
     for kill in range(kills):
-        process = begin([*words, "--resume"] if kill else words, said)
-        if kill % 4 == 0:
-            time.sleep(draw.uniform(0, loading))  # while it loads
-        else:
-            # The moment is counted from the first write of this process, so that it falls into the work.
-            marked = time.time()
-            while process.poll() is None and not _touched(broken / "run.json", marked):
-                time.sleep(0.002)
-            time.sleep(draw.uniform(0, 3 * working / kills))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        reached.append(len(runs.read_metrics(broken / "metrics.jsonl")))
-    last = begin([*words, "--resume"], said)
-    assert last.wait() == 0, said.read_text()
-    assert outcome(broken) == outcome(whole)
-    assert any(0 < step < 40 for step in reached), reached
-    settings = json.loads((broken / "run.json").read_text())
-    assert settings["held_out_pairs"] > 0
-
-
-def _touched(path: Path, since: float) -> bool:
-    return path.exists() and path.stat().st_mtime >= since
+        process = run_of(broken)
+        wait_for_step(process, tmp_path / "broken", kill * STEPS // kills)
+        time.sleep(
+            draw.uniform(0, 0.2)
+        )  # some steps, each with a line, a checkpoint, often an evaluation and an adapter
+        process.kill()
+        process.join()
+        reached.append(len(runs.read_metrics(tmp_path / "broken/metrics.jsonl")))
+    last = run_of(broken)
+    last.join()
+    assert last.exitcode == 0
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+    assert any(0 < step < STEPS for step in reached), reached
+    assert runs.read_metrics(tmp_path / "broken/evaluations.jsonl")

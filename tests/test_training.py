@@ -15,7 +15,7 @@ from students import stir, trainer_of, transformers_of, untimed, write_student
 from mint.decoders import load_decoder, lora
 from mint.errors import WorkError
 from mint.losses import OBJECTIVES
-from mint.training import Trainer, schedule
+from mint.training import Trainer
 from mint.training.batches import TokenPair, batch, step_pairs
 from mint.training.objectives import METRICS
 from mint.training.runs import load_state, read_metrics
@@ -209,22 +209,20 @@ def test_every_objective_learns_in_bfloat16_and_float32(model: Path, tmp_path: P
 
 SCHEDULES = {
     ("constant", 0.0): [1, 1, 1, 1],
-    ("constant", 0.5): [1 / 3, 2 / 3, 1, 1],
+    ("constant", 0.5): [0.5, 1, 1, 1],
     ("linear", 0.0): [1, 0.75, 0.5, 0.25],
-    ("linear", 0.5): [1 / 3, 2 / 3, 1, 0.5],
+    ("linear", 0.3): [0.5, 1, 1, 0.5],  # 1.2 steps of warm-up are two
     ("cosine", 0.0): [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2],
-    ("cosine", 1.0): [1 / 5, 2 / 5, 3 / 5, 4 / 5],
+    ("cosine", 1.0): [0.25, 0.5, 0.75, 1],
 }
 
 
 @pytest.mark.parametrize(("shape", "warmup"), SCHEDULES)
 def test_the_learning_rate_rises_and_falls_as_asked(model: Path, tmp_path: Path, shape: str, warmup: float) -> None:
     trainer = trainer_of(model, tmp_path, 3, steps=4, schedule=shape, warmup=warmup, lr=0.01)
-    wanted = SCHEDULES[shape, warmup]
-    assert [schedule(step, 4, trainer.settings) for step in range(4)] == pytest.approx(wanted)
     trainer.run()
     rates = [row["learning_rate"] for row in read_metrics(tmp_path / "metrics.jsonl")]
-    assert rates == pytest.approx([0.01 * share for share in wanted])
+    assert rates == pytest.approx([0.01 * share for share in SCHEDULES[shape, warmup]])
 
 
 # ---- numbers that are none ------------------------------------------------------------------------------------------
@@ -322,7 +320,7 @@ def test_a_run_repeats_bit_for_bit_and_the_seed_matters(model: Path, tmp_path: P
 
 
 def test_pairs_of_which_all_is_shared_but_the_last_token_still_train(model: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(model, tmp_path, 1, steps=3, lr=5e-3)
+    trainer = trainer_of(model, tmp_path, 1, steps=3, lr=5e-3, objective="simpo", beta=2.0)
     (pair,) = trainer.pairs
     ids = pair.chosen[:-1]
     trainer.pairs = [TokenPair(pair.id, [*ids, 3, 276], [*ids, 4, 276], pair.chosen_first, pair.chosen_first)]

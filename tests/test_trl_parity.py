@@ -142,7 +142,7 @@ def assert_parity(ours: list[dict[str, Any]], theirs: list[dict[str, float]], ob
     for name in FIRST[objective]:
         assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-5, abs=1e-5), name
     for step, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-3), f"step {step}"
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4), f"step {step}"
     assert max(row["grad_norm"] for row in ours) > CLIP
     assert ours[0]["loss"] - ours[-1]["loss"] > 0.05  # it has learned something to follow
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -15,27 +15,32 @@ from torch import Tensor, nn
 from ..chat import ChatTokenizer, chat_tokenizer
 from ..devices import pick_device, pick_dtype
 from ..errors import CheckpointError, ConfigError
+from ..images.rules import mllama_settings
 from ..kernels import token_logprob, tree_attention, tree_layout
 from ..trees import forest, sequence
 from ..types import TokenTree
 from ..weights import FILES, SMALL_FILES, Checkpoint, fill, open_checkpoint
-from ..weights.adapters import read_adapter
+from ..weights.adapters import Adapter, read_adapter
 from . import lora
+from .eyes import Eyes, check_counts
 from .generation import Sampling, generate
 from .llama import Llama, LlamaConfig
+from .mllama import Looking, Mllama
+from .mllama_config import MllamaConfig, in_memory, on_disk
 
-__all__ = ["Decoder", "load_decoder", "lora", "stored_dtype"]
+__all__ = ["Decoder", "load_decoder", "lora", "open_adapter", "stored_dtype"]
 
 
 @dataclass
 class Decoder:
-    """A text decoder with its tokenizer. Shapes: B rows, T tokens, D width, V vocabulary, E scored edges."""
+    """A decoder with its tokenizer, and eyes where it has them. Shapes: B rows, T tokens, D width, V vocabulary, E edges."""
 
     network: Any
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
     date: str | None = None
+    eyes: Eyes | None = None
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer:
@@ -46,7 +51,10 @@ class Decoder:
         """Hidden states of every token of a tree, ready for the head: (T, D)."""
         tree = tree.to(self.device)
         layout = tree_layout(tree.end)
-        out: Tensor = self.network(tree.ids, tree.position, lambda _, q, k, v: tree_attention(q, k, v, layout))
+        if self.eyes is None:
+            self._check_images(tree.images)
+        seen = () if self.eyes is None else (self.eyes.look(tree),)
+        out: Tensor = self.network(tree.ids, tree.position, lambda _, q, k, v: tree_attention(q, k, v, layout), *seen)
         return out
 
     def token_logp(self, tree: TokenTree) -> Tensor:
@@ -59,12 +67,14 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, ids: Tensor | Sequence[Sequence[int]], images: Any = None) -> Tensor:
-        """Logits of plain rows: ids (B, T) -> (B, T, V). No padding: rows of unequal length go one by one."""
-        self._check_images(images)
+        """Logits of plain rows: ids (B, T) -> (B, T, V). No padding: rows of unequal length go one by one.
+
+        `images`: for each row, the pictures of its image tokens, in their order.
+        """
         rows = self._rows(ids)
         if len({len(row) for row in rows}) > 1:
             raise ConfigError(f"rows of unequal length {[len(row) for row in rows]}; ask for their logits one by one")
-        hidden = self.hidden(forest([sequence(row) for row in rows]))
+        hidden = self.hidden(self._line(rows, images))
         out: Tensor = self.network.lm_head(hidden).unflatten(0, (len(rows), -1))
         return out
 
@@ -80,11 +90,40 @@ class Decoder:
         images: Any = None,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[list[int]]:
-        """New tokens of each prompt, up to and with its stop token; the prompts may differ in length."""
-        self._check_images(images)
+        """New tokens of each prompt, up to and with its stop token; the prompts may differ in length.
+
+        `images`: for each prompt, the pictures of its image tokens, in their order.
+        """
+        prompts, stops = self._rows(ids), self.tokenizer.stop_ids
         sampling = Sampling(temperature, top_k, top_p, seed)
-        stops = self.tokenizer.stop_ids
-        return generate(self.network, self._rows(ids), max_new_tokens, sampling, stops, self.device, on_token)
+        network = self.looking(prompts, images)
+        return generate(network, prompts, max_new_tokens, sampling, stops, self.device, on_token)
+
+    @torch.inference_mode()
+    def looking(self, prompts: Sequence[Sequence[int]], images: Any) -> Any:
+        """The network, with what the prompts and all that follows them see of their images."""
+        line = self._line(prompts, images) if all(prompts) and prompts else None
+        sight = None if line is None or self.eyes is None else self.eyes.look(line.to(self.device))
+        return self.network if sight is None else Looking(self.network, sight)
+
+    def _line(self, rows: Sequence[Sequence[int]], images: Any) -> TokenTree:
+        """Rows on one line, with their images."""
+        if self.eyes is None:
+            self._check_images(images)
+            return forest([sequence(row) for row in rows])
+        given = [[]] * len(rows) if images is None else [list(own or ()) for own in images]
+        check_counts(rows, given, self.network.config.image_token)
+        return replace(forest([sequence(row) for row in rows]), images=tuple(image for own in given for image in own))
+
+    @property
+    def picture_tokens(self) -> int:
+        """Tokens that the tower computes for a picture; 0 for a decoder without one."""
+        vision = None if self.eyes is None else self.network.config.vision
+        return 0 if vision is None else vision.max_num_tiles * (vision.patches + vision.pads)
+
+    def stored_name(self, name: str) -> str:
+        """A parameter's name in the official files."""
+        return name if self.eyes is None else on_disk(name)
 
     def _check_images(self, images: Any) -> None:
         if images is not None and any(images):
@@ -114,8 +153,12 @@ def load_decoder(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     date: str | None = None,
+    meta_masking: bool = False,
 ) -> Decoder:
-    """A decoder from an official checkpoint; `device="meta"` builds it from config.json alone, without weights."""
+    """A decoder from an official checkpoint; `device="meta"` builds it from config.json alone, without weights.
+
+    `meta_masking`: text before an image sees nothing of it, as in Meta's own code, and not as in transformers.
+    """
     meta = str(device) == "meta"
     checkpoint = open_checkpoint(folder_or_name, files=SMALL_FILES if meta else FILES)
     with torch.device("meta"):
@@ -123,15 +166,17 @@ def load_decoder(
     where = torch.device("meta") if meta else pick_device(device)
     kind = pick_dtype(dtype, where, stored=stored_dtype(checkpoint))
     if not meta:
-        fill(network, checkpoint, device=where, dtype=kind)
+        fill(network, checkpoint, device=where, dtype=kind, rename=in_memory if isinstance(network, Mllama) else None)
     else:
         network.to(kind)
     network.requires_grad_(False)
     if adapter is not None:
-        lora.load(network, read_adapter(adapter))
-    decoder = Decoder(network, checkpoint, where, kind, date)
+        lora.load(network, open_adapter(network, adapter))
+    eyes = _eyes(network, checkpoint, meta_masking) if isinstance(network, Mllama) else None
+    decoder = Decoder(network, checkpoint, where, kind, date, eyes)
     if not meta:
         decoder.tokenizer.special("<|begin_of_text|>")  # a tokenizer that does not fit is refused now, not later
+        _check_image_token(decoder)
     return decoder
 
 
@@ -140,7 +185,35 @@ def _network(checkpoint: Checkpoint) -> nn.Module:
     where = str(checkpoint.folder / "config.json")
     if kind == "llama":
         return Llama(LlamaConfig.read(checkpoint.config, where))
+    if kind == "mllama":
+        return Mllama(MllamaConfig.read(checkpoint.config, where))
     raise CheckpointError(f"{where}: model_type is {kind!r}; a decoder is 'llama' or 'mllama'")
+
+
+def open_adapter(network: nn.Module, folder: str | Path) -> Adapter:
+    """An adapter under the network's names; one of Llama 3.2 Vision may have those of the official files."""
+    adapter = read_adapter(folder)
+    return adapter.renamed(in_memory) if isinstance(network, Mllama) else adapter
+
+
+def _eyes(network: Mllama, checkpoint: Checkpoint, meta_masking: bool) -> Eyes:
+    settings, vision = mllama_settings(checkpoint.folder), network.config.vision
+    for name, found, wanted in (
+        ("size", settings.size, vision.image_size),
+        ("max_image_tiles", settings.max_tiles, vision.max_num_tiles),
+    ):
+        if found != wanted:
+            where = checkpoint.folder / "preprocessor_config.json"
+            raise CheckpointError(f"{where}: {name} is {found}; the tower of config.json takes {wanted}")
+    return Eyes(network, settings, meta_masking)
+
+
+def _check_image_token(decoder: Decoder) -> None:
+    if decoder.eyes is not None and decoder.tokenizer.image_id() != decoder.network.config.image_token:
+        found, wanted = decoder.tokenizer.image_id(), decoder.network.config.image_token
+        raise CheckpointError(
+            f"{decoder.tokenizer.where}: <|image|> is {found}, but image_token_index in config.json is {wanted}"
+        )
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -47,9 +47,10 @@ class LoRALinear(nn.Linear):
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
         drops = self.training and self.dropout > 0
-        inner = F.dropout(x, self.dropout) if drops else None
-        out: Tensor = _LowRank.apply(x, inner, self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
-        return out
+        rows = x.reshape(-1, self.in_features)
+        inner = F.dropout(rows, self.dropout) if drops else None
+        out: Tensor = _LowRank.apply(rows, inner, self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
+        return out.view(*x.shape[:-1], self.out_features)
 
     def low(self, x: Tensor) -> Tensor:
         """scale dropout(x) Aᵀ (N, r): what meets B, for a caller that multiplies by the weight itself."""
@@ -99,8 +100,9 @@ class _LowRank(torch.autograd.Function):
 
 
 def targets_of(network: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """The linear layers that target names stand for: a last part (`q_proj`), a whole name, or `all-linear`, which is
-    every linear layer but the head; the head comes in by its own name."""
+    """The linear layers that target names stand for: a last part (`q_proj`), a whole name, a part that holds several
+    (`language_model`, `vision_model`, `cross_attn`), or `all-linear`, which is every linear layer but the head; the head
+    comes in by its own name."""
     wanted = [targets] if isinstance(targets, str) else list(targets)
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     found: set[str] = set()
@@ -116,7 +118,7 @@ def targets_of(network: nn.Module, targets: str | Sequence[str]) -> list[str]:
 def _hits(name: str, target: str) -> bool:
     if target == ALL_LINEAR:
         return name.rpartition(".")[2] != HEAD
-    return name == target or name.endswith("." + target)
+    return f".{target}." in f".{name}."
 
 
 def attach(

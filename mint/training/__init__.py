@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
-from ..devices import peak_memory
+from ..devices import keep_freed_memory, peak_memory
 from ..errors import ConfigError, WorkError
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
@@ -45,6 +45,8 @@ class Trainer:
     reference: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.decoder.device.type == "cpu":
+            keep_freed_memory()
         layers = lora.adapted(self.decoder.network)
         self.weights = {
             f"{name}.{side}": getattr(layer, side) for name, layer in layers.items() for side in ("lora_A", "lora_B")
@@ -108,7 +110,7 @@ class Trainer:
         """Forward and backward over the batches of a step: summed METRICS, and the tokens computed."""
         totals, tokens = torch.zeros(len(METRICS), device=self.decoder.device), 0
         pooled = likelihood_tokens(members, self.settings)
-        for group in split(members, self.settings.tokens_per_batch):
+        for group in split(members, self.settings.tokens_per_batch, self.decoder.picture_tokens):
             part = objective_batch(group, self.settings)
             logp = self.decoder.token_logp(part.tree)
             part = Batch(part.pairs, part.tree.to(self.decoder.device), part.apart)
@@ -167,7 +169,7 @@ class Trainer:
         if not OBJECTIVES[self.settings.objective].reference or self.reference:
             return
         everything = [*self.pairs, *self.held_out]
-        groups = list(split(everything, self.settings.tokens_per_batch))
+        groups = list(split(everything, self.settings.tokens_per_batch, self.decoder.picture_tokens))
         with torch.no_grad(), lora.switched_off(self.decoder.network):
             for group in progress(groups, "reference", len(groups), "group"):
                 part = batch(group, with_prompt=False)

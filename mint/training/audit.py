@@ -22,7 +22,7 @@ def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings)
     begin, ends = tokenizer.special("<|begin_of_text|>"), {tokenizer.special("<|eot_id|>"), tokenizer.end_id()}
     texts = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     prompts = Counter(tuple(pair.chosen[: pair.chosen_first]) for pair in pairs)
-    computed, apart = _tokens(pairs, settings)
+    computed, apart = _tokens(pairs, settings, decoder.picture_tokens)
     counts = {
         "pairs": len(pairs),
         "steps": total_steps(len(pairs), settings),
@@ -34,6 +34,7 @@ def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings)
         "prompt_tokens_cut": sum(pair.cut_prompt for pair in pairs),
         "answers_cut": sum(pair.cut_answers > 0 for pair in pairs),
         "prompts_that_repeat": sum(prompts.values()) - len(prompts),
+        "pictures": sum(pair.image is not None for pair in pairs),
         "longest_text": max(len(text) for text in texts),
         "tokens_one_by_one": apart,
         "tokens_computed": computed,
@@ -42,12 +43,12 @@ def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings)
     return counts | _expected(decoder, pairs, settings, computed)
 
 
-def _tokens(pairs: Sequence[TokenPair], settings: AlignSettings) -> tuple[int, int]:
+def _tokens(pairs: Sequence[TokenPair], settings: AlignSettings, picture: int) -> tuple[int, int]:
     """Tokens of one epoch as trees, and as separate texts."""
     computed = apart = 0
     steps = steps_per_epoch(len(pairs), settings.batch_size)
     for step in progress(range(steps), "audit", steps, "step"):
-        for group in split(step_pairs(pairs, step, settings), settings.tokens_per_batch):
+        for group in split(step_pairs(pairs, step, settings), settings.tokens_per_batch, picture):
             made = objective_batch(group, settings)
             computed, apart = computed + len(made.tree), apart + made.apart
     return computed, apart
@@ -64,7 +65,7 @@ def _expected(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSetti
     return {
         "weights_bytes": weights,
         "adapter_and_optimiser_bytes": adapter,
-        "activation_bytes": activation_bytes(decoder, largest),
+        "activation_bytes": activation_bytes(decoder, largest) + tower_bytes(decoder, pairs, settings),
         "seconds_expected": round(operations / (0.6 * _rate(decoder)), 1),
     }
 
@@ -74,6 +75,18 @@ def activation_bytes(decoder: Decoder, tokens: int) -> int:
     config = decoder.network.config
     kept = config.num_hidden_layers * (7 * config.hidden_size + 3 * config.intermediate_size)
     return int(tokens * kept * decoder.dtype.itemsize)
+
+
+def tower_bytes(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
+    """The same of the pictures of a batch, where the tower is trained: about ten widths and two inner widths a layer."""
+    if decoder.eyes is None or not any(x.requires_grad for x in decoder.network.model.vision_model.parameters()):
+        return 0
+    most = max(settings.tokens_per_batch // decoder.picture_tokens, 1)
+    pictures = min(most, settings.batch_size, sum(pair.image is not None for pair in pairs))
+    vision = decoder.network.config.vision
+    layers = vision.num_hidden_layers + vision.num_global_layers
+    kept = layers * (10 * vision.hidden_size + 2 * vision.intermediate_size)
+    return int(pictures * decoder.picture_tokens * kept * decoder.dtype.itemsize)
 
 
 def _rate(decoder: Decoder) -> float:

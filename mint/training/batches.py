@@ -2,12 +2,16 @@
 
 A step is `batch_size` pairs, drawn in a seeded order. Its pairs go through the network in batches of at most
 `tokens_per_batch` tokens; all texts of a batch form one tree, so prompts that begin alike are computed once, across pairs.
+What follows a picture depends on it, so pairs share a tree only if they have the same picture, or none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,9 +19,10 @@ from ..chat import ChatTokenizer
 from ..config import AlignSettings
 from ..errors import MintError, RecordError
 from ..jsonlines import refuse
-from ..trees import Text, shared, token_tree
+from ..trees import Text, forest, shared, token_tree, without_label
 from ..types import PreferencePair, TokenTree
 
+IMAGE_WORD = "<|image|>"
 PROMPT, CHOSEN, REJECTED, PATHS = 0, 1, 2, 3
 
 
@@ -33,6 +38,8 @@ class TokenPair:
     opening: int = 1
     cut_prompt: int = 0
     cut_answers: int = 0
+    image: Any = None
+    image_token: int = -1  # the id that stands for the image in the prompt
 
     def texts(self) -> tuple[Text, Text, Text]:
         """What is scored: the prompt, the chosen answer and the rejected one, in the order PROMPT, CHOSEN, REJECTED."""
@@ -66,6 +73,26 @@ def _plain(name: str, prompt: str, chosen: str, rejected: str, tokenizer: ChatTo
     start, end = tokenizer.plain_ids(prompt), tokenizer.end_id()
     one, other = ([*tokenizer.plain_ids(prompt + answer), end] for answer in (chosen, rejected))
     return TokenPair(name, one, other, _boundary(start, one), _boundary(start, other))
+
+
+def _with_image(made: TokenPair, pair: PreferencePair, tokenizer: ChatTokenizer) -> TokenPair:
+    """The ids with the picture that their image token stands for; one without the other is refused."""
+    if pair.image is None and not tokenizer.vision:
+        return made
+    if tokenizer.vision and IMAGE_WORD in f"{pair.prompt} {pair.chosen} {pair.rejected}":
+        raise RecordError(f"a text holds {IMAGE_WORD}, which is no image there; take it out, or give an image part")
+    token = tokenizer.image_id() if tokenizer.vision else -1
+    places = made.chosen.count(token)
+    if places == made.rejected.count(token) == int(pair.image is not None):
+        return made if pair.image is None else replace(made, image=pair.image, image_token=token)
+    if made.cut_prompt:
+        raise RecordError(
+            "its image is cut off with the start of the prompt; raise --max-length, or shorten the prompt"
+        )
+    raise RecordError(
+        f"{places} places for images in what the model reads, the pair has {int(pair.image is not None)}; "
+        f"give message lists with a part {{'type': 'image'}}, an 'image', and a vision model"
+    )
 
 
 def _boundary(prompt: list[int], text: list[int]) -> int:
@@ -109,7 +136,8 @@ def token_pairs(
         try:
             if pair.id in made:
                 raise RecordError("another pair has this id; give each its own")
-            made[pair.id] = cut(tokenise(pair, tokenizer), settings.max_length, settings.max_prompt_length)
+            ids = cut(tokenise(pair, tokenizer), settings.max_length, settings.max_prompt_length)
+            made[pair.id] = _with_image(ids, pair, tokenizer)
         except MintError as error:
             refuse(RecordError(f"{pair.where}: ".lstrip(": ") + f"pair {pair.id!r}: {error}"), skipped)
     return list(made.values())
@@ -126,26 +154,44 @@ class Batch:
 
 def batch(pairs: Sequence[TokenPair], *, with_prompt: bool = True, with_rejected: bool = True) -> Batch:
     """The tree of some pairs. A part that the objective does not look at stays in its place as an empty path."""
-    texts = []
-    for pair in pairs:
-        prompt, chosen, rejected = pair.texts()
-        texts.append(prompt if with_prompt else Text([]))
-        texts.append(chosen)
-        texts.append(rejected if with_rejected else Text([]))
+    trees = []
+    for _, same in groupby(pairs, key=_beginning):
+        members = list(same)
+        texts = []
+        for pair in members:
+            prompt, chosen, rejected = pair.texts()
+            texts.append(prompt if with_prompt else Text([]))
+            texts.append(chosen)
+            texts.append(rejected if with_rejected else Text([]))
+        image = members[0].image
+        tree = token_tree(texts, () if image is None else (image,))
+        trees.append(tree if image is None else without_label(tree, members[0].image_token))
     apart = sum(len(pair.chosen) + (len(pair.rejected) if with_rejected else 0) for pair in pairs)
-    return Batch(tuple(pairs), token_tree(texts), apart)
+    return Batch(tuple(pairs), trees[0] if len(trees) == 1 else forest(trees), apart)
 
 
-def split(pairs: Sequence[TokenPair], tokens_per_batch: int) -> Iterator[list[TokenPair]]:
-    """The pairs of a step in groups of at most so many tokens, longest first; a longer pair goes alone."""
+def _beginning(pair: TokenPair) -> Any:
+    """What pairs of one tree have in common: no image, or the same one after the same tokens."""
+    if pair.image is None:
+        return None
+    source = str(pair.image) if isinstance(pair.image, str | Path) else id(pair.image)
+    return source, tuple(pair.chosen[: pair.chosen.index(pair.image_token) + 1])
+
+
+def split(pairs: Sequence[TokenPair], tokens_per_batch: int, picture: int = 0) -> Iterator[list[TokenPair]]:
+    """The pairs of a step in groups of at most so many tokens, longest first; a longer pair goes alone.
+
+    A picture counts as so many tokens as the tower makes of it.
+    """
     group: list[TokenPair] = []
     tokens = 0
     for pair in sorted(pairs, key=lambda p: -p.size):
-        if group and tokens + pair.size > tokens_per_batch:
+        size = pair.size + (picture if pair.image is not None else 0)
+        if group and tokens + size > tokens_per_batch:
             yield group
             group, tokens = [], 0
         group.append(pair)
-        tokens += pair.size
+        tokens += size
     if group:
         yield group
 

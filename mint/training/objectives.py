@@ -43,7 +43,8 @@ def objective_batch(pairs: Sequence[TokenPair], settings: AlignSettings) -> Batc
 def likelihood_tokens(pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
     """Tokens that the likelihood of a step is pooled over."""
     chosen = sum(len(pair.chosen) - pair.chosen_first for pair in pairs)
-    return chosen + (sum(pair.chosen_first - 1 for pair in pairs) if settings.scope == "prompt+chosen" else 0)
+    prompts = sum(pair.chosen_first - 1 - (pair.image is not None) for pair in pairs)  # an image is not predicted
+    return chosen + (prompts if settings.scope == "prompt+chosen" else 0)
 
 
 def batch_loss(

@@ -72,6 +72,17 @@ class Adapter:
         alpha, rank = float(_patterned(self.config, "alpha_pattern", "lora_alpha", module)), self.rank(module)
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
+    def renamed(self, name: Callable[[str], str]) -> Adapter:
+        """The same adapter under other names of its modules."""
+        config, targets = dict(self.config), self.config["target_modules"]
+        config["target_modules"] = [name(x) for x in (self.tensors if isinstance(targets, str) else targets)]
+        for key in ("rank_pattern", "alpha_pattern"):
+            given = config.get(key) or {}
+            config[key] = {f"^{name(k[1:])}" if k.startswith("^") else name(k): value for k, value in given.items()}
+        tensors = {name(module): pair for module, pair in self.tensors.items()}
+        base = {name(module): info for module, info in self.base.items()}
+        return Adapter(self.folder, config, tensors, base)
+
     def check_base(self, model: nn.Module) -> None:
         """Refuse an adapter that carries other base weights than the model has: its vocabulary was changed."""
         parameters = dict(model.named_parameters(remove_duplicate=False))

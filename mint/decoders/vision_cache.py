@@ -1,0 +1,64 @@
+"""What a frozen tower made of each picture, kept on disk in bfloat16 within a bound; what was used longest ago goes first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import WorkError
+from ..files import replacing
+from ..weights.tensorfiles import TensorReader, read_header, write_tensors
+
+_SUFFIX = ".safetensors"
+_TENSOR = "features"
+_HEADER = 256  # at most, in a file with one tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStore:
+    """A folder of features by name, of at most `limit` bytes in all."""
+
+    folder: Path
+    limit: int
+
+    def fetch(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of that name, made if it is not there; bfloat16 on the CPU, so that both ways give the same."""
+        path = self.folder / f"{name}{_SUFFIX}"
+        try:
+            os.utime(path)  # used now
+        except FileNotFoundError:
+            return self._keep(path, make().to("cpu", torch.bfloat16).contiguous())
+        return _read(path)
+
+    def _keep(self, path: Path, tensor: Tensor) -> Tensor:
+        size = tensor.nbytes + _HEADER
+        if size <= self.limit:
+            self._make_room(size)
+            with replacing(path) as file:
+                write_tensors(file, {_TENSOR: tensor})
+        return tensor
+
+    def _make_room(self, size: int) -> None:
+        """Drop files, the one used longest ago first, until `size` bytes more fit."""
+        found = [(entry.stat().st_mtime_ns, entry.stat().st_size, entry) for entry in self.folder.glob(f"*{_SUFFIX}")]
+        total = sum(held for _, held, _ in found)
+        for _, held, entry in sorted(found):
+            if total + size <= self.limit:
+                return
+            entry.unlink(missing_ok=True)
+            total -= held
+
+
+def _read(path: Path) -> Tensor:
+    info = read_header(path).get(_TENSOR)
+    if info is None or info.dtype != torch.bfloat16:
+        raise WorkError(f"{path}: not features of a picture; delete the file, it will be made again")
+    tensor = torch.empty(info.shape, dtype=info.dtype)
+    with TensorReader() as reader:
+        reader.read(info, tensor)
+    return tensor

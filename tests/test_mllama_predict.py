@@ -1,0 +1,162 @@
+"""Prediction from a picture: exact ranks and free text equal transformers', every source of pictures, bad input named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_llama
+from checkpoints_mllama import SIDE, oracle_inputs, picture, write_mllama
+from click.testing import CliRunner, Result
+from test_mllama_trees import counting, image_pair
+
+from mint import Record, load_decoder, predict
+from mint.__main__ import cli
+from mint.decoders import Decoder
+from mint.errors import RecordError
+from mint.images import open_image
+from mint.pairs.files import write_pairs
+from mint.prompts import prompt_messages
+
+LABELS = ["Breast", "Bile-duct", "Brain", "Colon", "Colon and rectum"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mllama(tmp_path_factory.mktemp("mllama"), seed=2, std=0.15)
+
+
+@pytest.fixture(scope="module")
+def oracle(folder: Path) -> Any:
+    from transformers import MllamaForConditionalGeneration
+
+    return MllamaForConditionalGeneration.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def decoder(folder: Path) -> Decoder:
+    return load_decoder(folder, dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def tile(tmp_path: Path) -> str:
+    picture(2 * SIDE, SIDE).save(tmp_path / "tile.png")
+    return str(tmp_path / "tile.png")
+
+
+def prompt_ids(decoder: Decoder, record: Record, modality: str, labels: list[str] | None = None) -> list[int]:
+    messages = prompt_messages(record, modality, kind="tissue", k=10, labels=labels or ())
+    return decoder.tokenizer.chat_ids(messages, generate=True)
+
+
+@pytest.mark.parametrize("modality", ["image", "both", "note"])
+def test_ranks_equal_every_label_run_by_itself_in_transformers(
+    decoder: Decoder, oracle: Any, tile: str, modality: str
+) -> None:
+    record = Record("one", note="Tissue with a gland.", image=tile)
+    token = decoder.network.config.image_token
+    with counting(decoder.network.model.vision_model) as runs:
+        found = next(predict([record], model=decoder, labels=LABELS, modality=modality, kind="tissue"))
+    assert runs == [int(modality != "note")]
+    ids, images = prompt_ids(decoder, record, modality, LABELS), [open_image(tile)] * (modality != "note")
+    wanted = {}
+    for label in LABELS:
+        whole = [*ids, *decoder.tokenizer.encode(label), decoder.tokenizer.special("<|eot_id|>")]
+        with torch.no_grad():
+            logp = oracle(**oracle_inputs(whole, images, token)).logits[0].log_softmax(-1)
+        wanted[label] = float(sum(logp[at - 1, whole[at]] for at in range(len(ids), len(whole))))
+    assert [entry["label"] for entry in found.ranking] == sorted(wanted, key=lambda label: -wanted[label])
+    for entry in found.ranking:
+        assert entry["logprob"] == pytest.approx(wanted[entry["label"]], rel=1e-4)
+
+
+def test_text_equals_transformers_greedy_one(decoder: Decoder, oracle: Any, tile: str) -> None:
+    record = Record("one", image=tile)
+    answer = next(predict([record], model=decoder, mode="text", modality="image", kind="tissue", max_new_tokens=12))
+    ids = prompt_ids(decoder, record, "image")
+    given = oracle_inputs(ids, [open_image(tile)], decoder.network.config.image_token)
+    with torch.no_grad():
+        wanted = oracle.generate(**given, max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    assert answer.text == decoder.tokenizer.decode(wanted)
+
+
+def test_folders_of_classes_and_folds_of_arrays_are_predicted(decoder: Decoder, tmp_path: Path) -> None:
+    for label in ("breast", "colon"):
+        (tmp_path / "classes" / label).mkdir(parents=True)
+        picture(SIDE, SIDE, seed=len(label)).save(tmp_path / "classes" / label / "1.png")
+    (tmp_path / "fold1").mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.float64)
+    np.save(tmp_path / "fold1" / "images.npy", values)
+    np.save(tmp_path / "fold1" / "types.npy", np.array(["Breast", "Colon"]))
+    for source in (tmp_path / "classes", tmp_path / "fold1"):
+        found = list(predict(source, model=decoder, labels=LABELS, modality="image", kind="tissue"))
+        assert len(found) == 2
+        assert all(len(answer.ranking) == len(LABELS) for answer in found)
+        assert found[0].ranking[0]["logprob"] != found[1].ranking[0]["logprob"]
+
+
+def test_a_case_without_what_is_to_be_seen_is_named(decoder: Decoder, tile: str) -> None:
+    with pytest.raises(RecordError, match="case 'one': has no image"):
+        next(predict([Record("one", note="x")], model=decoder, labels=LABELS, modality="image"))
+    with pytest.raises(RecordError, match=r"case 'one': the note holds <\|image\|>"):
+        next(predict([Record("one", note="an <|image|>", image=tile)], model=decoder, labels=LABELS, modality="both"))
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli, [*words, "--quiet"])
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> str:
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    return str(tmp_path / "labels.txt")
+
+
+def test_the_command_ranks_the_tissues_of_a_picture(folder: Path, tile: str, labels: str) -> None:
+    words = ["predict", "--image", tile, "--model", str(folder), "--dtype", "float32", "--kind", "tissue"]
+    ranked = run(*words, "--labels", labels)
+    assert ranked.exit_code == 0
+    assert sorted(line.split(maxsplit=2)[2] for line in ranked.stdout.splitlines()) == sorted(LABELS)
+    assert run(*words, "--labels", labels, "--meta-masking").stdout != ranked.stdout
+    text = run(*words, "--mode", "text", "--max-new-tokens", "4")
+    assert text.exit_code == 0
+
+
+def test_the_command_aligns_on_a_file_of_pairs_with_images(folder: Path, tmp_path: Path, tile: str) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", [image_pair("a", tile), image_pair("b", tile, "Which?")])
+    assert json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])["image"] == "tile.png"
+    words = ["align", "--pairs", str(tmp_path / "pairs.jsonl"), "--model", str(folder), "--dtype", "float32"]
+    words += ["--targets", "language_model", "--epochs", "2", "--out", str(tmp_path / "run"), "--cache-gb", "0.001"]
+    dry = run(*words, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["pictures"] == 2
+    done = run(*words)
+    assert done.exit_code == 0
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 1
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert stored["cache_gb"] == 0.001
+    assert stored["meta_masking"] is False
+
+
+def test_bad_input_is_one_line_that_names_it(folder: Path, tmp_path: Path, tile: str, labels: str) -> None:
+    text = str(write_llama(tmp_path / "llama"))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
+    model = ["--model", str(folder), "--labels", labels]
+    for words, named in (
+        (["--image", tile, "--model", text, "--labels", labels], "an image for a model that reads text alone"),
+        (["--note", "x", "--modality", "image", *model], "case 'case': has no image"),
+        (["--note", "an <|image|> here", *model], "the note holds <|image|>"),
+        (["--image", str(tmp_path / "none.png"), *model], "none.png: no such picture file"),
+        (["--image", str(tmp_path / "broken.png"), *model], "broken.png: "),
+        (["cases.csv", "--image", tile, *model], "wanted either CASES"),
+    ):
+        found = run("predict", *words)
+        assert found.exit_code == 2, named
+        assert named in found.stderr
+        assert found.stderr.count("\n") == 1
