@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
-from ..files import write_json
-from ..losses import orpo_loss
-from ..progress import Progress
 from . import reference
 from .checks import DEVICE, GPU, checks, forest, normal
 
@@ -84,11 +82,11 @@ def rates() -> dict[str, float]:
 
 def orpo(logp: Tensor) -> Tensor:
     chosen, rejected = logp.view(2, PAIRS, -1).mean(dim=-1)
-    return orpo_loss(chosen, rejected, -chosen.mean(), 0.1)
+    return -chosen.mean() - 0.1 * F.logsigmoid(kernels.log_odds_ratio(chosen, rejected)).mean()
 
 
 def logprob_sides(hidden: Tensor, head: Tensor, labels: Tensor) -> dict[str, Side]:
-    """Each side: ORPO of 4 pairs and the gradient of the hidden states, the head frozen."""
+    """Each side: ORPO of 4 pairs and the gradient of the hidden states, the head frozen; peers where installed."""
 
     def backward(logp: Callable[[], Tensor]) -> Side:
         return lambda: torch.autograd.grad(orpo(logp()), hidden)
@@ -104,19 +102,16 @@ def logprob_sides(hidden: Tensor, head: Tensor, labels: Tensor) -> dict[str, Sid
         lambda: F.linear(hidden, head).float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
     )
     if find_spec("trl"):
-        from trl.kernels import ChunkedLogProbFunction
-
-        sides["TRL chunked"] = backward(lambda: ChunkedLogProbFunction.apply(hidden, head, None, labels, 1.0, 8192)[0])
+        chunked = import_module("trl.kernels").ChunkedLogProbFunction
+        sides["TRL chunked"] = backward(lambda: chunked.apply(hidden, head, None, labels, 1.0, 8192)[0])
     if find_spec("liger_kernel"):
-        from liger_kernel.chunked_loss import LigerFusedLinearORPOLoss
-
-        fused, shape = LigerFusedLinearORPOLoss(compiled=GPU), (2 * PAIRS, len(labels) // (2 * PAIRS))
+        liger = import_module("liger_kernel.chunked_loss").LigerFusedLinearORPOLoss
+        fused, shape = liger(compiled=GPU), (2 * PAIRS, len(labels) // (2 * PAIRS))
         sides["Liger ORPO"] = lambda: torch.autograd.grad(
             fused(head, hidden.view(*shape, -1), labels.view(shape))[0], hidden
         )
         if GPU:
-            from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as cross_entropy
-
+            cross_entropy = import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
             sides["Liger cross entropy"] = lambda: torch.autograd.grad(cross_entropy(hidden, head, labels), hidden)
     return sides
 
@@ -248,12 +243,13 @@ def main() -> int:
     torch.manual_seed(0)
     report: dict[str, Any] = {"device": torch.cuda.get_device_name() if GPU else "processor", "torch": torch.__version__,
                               "rates": rates(), "checks": list(checks()), "lines": []}  # fmt: skip
-    with Progress("bench", total=len(words.only), unit="bench") as bar:
-        for name in words.only:
-            report["lines"] += BENCHES[name](report["rates"])
-            bar.advance(1, name)
-    if words.out:
-        write_json(words.out, report)
+    for at, name in enumerate(words.only, 1):
+        print(f"bench {at}/{len(words.only)}: {name}", file=sys.stderr, flush=True)
+        report["lines"] += BENCHES[name](report["rates"])
+    if words.out:  # beside its place and renamed
+        beside = words.out.with_name(f".{words.out.name}.part")
+        beside.write_text(json.dumps(report, indent=2) + "\n")
+        beside.replace(words.out)
     print(json.dumps(report) if words.json else table(report))
     return 0 if all(one["right"] for one in report["checks"]) else 1
 
