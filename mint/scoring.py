@@ -1,80 +1,211 @@
 """The exact log-probability of every label of a closed set: the prompt is a trunk, the labels a trie on it.
 
 Every token that labels share is computed once, and the vocabulary is met once at each inner node of the trie, however
-many labels go on from there. Shapes: C labels, U inner nodes, E edges, D width, V vocabulary.
+many labels go on from there. The trie is made once for a set of labels. A large one is scored in pieces, and of small
+ones several cases go through the network together. Shapes: B cases, C labels, N nodes, E edges, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .chat import ChatTokenizer
 from .decoders import Decoder, lora
-from .kernels import row_logsumexp
-from .trees import Text, token_tree
-from .types import Message, Prediction, TokenTree
+from .decoders.trunks import Trunks
+from .errors import ConfigError
+from .kernels import blocks, row_logsumexp
+from .tries import ROOT, Ints, Piece, Trie, build_trie, pieces
+from .types import Message, Prediction
 
-NORMALISATIONS = ("sum", "mean")
+NORMALISATIONS = ("sum", "mean", "prior")
+PIECE = 4096
+"""Tokens of a trie that go through the network together."""
 _EDGES = 4096  # rows of the head gathered together
 
+Case = tuple[str, Sequence[Message]]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What is known of a set of labels before any case: its opening, its trie, and the pieces that are computed."""
+
+    opening: tuple[int, ...]  # tokens between the open turn and the labels
+    trie: Trie
+    lengths: Tensor  # (C,) tokens of each label with its end
+
+    @cached_property
+    def levels(self) -> list[tuple[Tensor, Tensor]]:
+        """The nodes of each depth from the second on, and their parents."""
+        order = np.argsort(self.trie.depth, kind="stable")
+        stops = np.searchsorted(self.trie.depth[order], np.arange(1, self.trie.depth.max() + 2))
+        return [
+            (torch.from_numpy(nodes), torch.from_numpy(self.trie.parent[nodes]))
+            for nodes in np.split(order, stops)[1:-1]
+        ]
+
+    @cached_property
+    def small(self) -> tuple[Piece, tuple[blocks.Block, ...]] | None:
+        """The one piece of a small trie and its blocks, to be used case after case."""
+        found = [(piece, self.blocks(piece)) for piece in pieces(self.trie, PIECE)] if self.size <= PIECE else []
+        return found[0] if found else None
+
+    @cached_property
+    def size(self) -> int:
+        """Tokens that have to be computed."""
+        return len(self.trie.inner())
+
+    def pieces(self) -> Iterator[tuple[Piece, tuple[blocks.Block, ...]]]:
+        if self.small is not None:
+            yield self.small
+        else:
+            yield from ((piece, self.blocks(piece)) for piece in pieces(self.trie, PIECE))
+
+    def blocks(self, piece: Piece) -> tuple[blocks.Block, ...]:
+        return blocks.tree_layout(torch.from_numpy(piece.end))
+
+
+@lru_cache(maxsize=8)
+def layout_of(tokenizer: ChatTokenizer, labels: tuple[str, ...], opening: str) -> Layout:
+    """The trie of `opening + label` and end of turn, less the tokens that the opening has for itself."""
+    end = tokenizer.special("<|eot_id|>")
+    answers = [[*ids, end] for ids in tokenizer.encode_all([opening + label.strip() for label in labels])]
+    start = tokenizer.encode(opening.rstrip()) if opening else []
+    shared = min((_shared(start, answer) for answer in answers), default=0)
+    lengths = torch.tensor([len(answer) - shared for answer in answers])
+    return Layout(tuple(start[:shared]), build_trie([answer[shared:] for answer in answers]), lengths)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+@dataclass(frozen=True)
 class Ranker:
-    """A decoder and a closed set of labels, ready for one case after another.
+    """A decoder and a closed set of labels, ready for one case after another; threads may share it.
 
-    `normalise`: "sum" ranks by log p(label and end of turn | prompt), "mean" by that over the label's tokens.
+    `normalise`: "sum" ranks by log p(label and end of turn | prompt, opening), "mean" by that over the label's tokens,
+    "prior" by that less what it is after the prompt `empty`, of a case of which nothing is known.
     """
 
     decoder: Decoder
     labels: Sequence[str]
     normalise: str = "sum"
+    opening: str = ""
+    empty: Sequence[Message] | None = None
+    layout: Layout = field(init=False, repr=False)
 
-    def answers(self) -> list[list[int]]:
-        """The ids of each label with its end of turn, as they follow an open assistant turn."""
-        tokenizer = self.decoder.tokenizer
-        end = tokenizer.special("<|eot_id|>")
-        return [[*ids, end] for ids in tokenizer.encode_all([label.strip() for label in self.labels])]
+    def __post_init__(self) -> None:
+        if self.normalise not in NORMALISATIONS:
+            raise ConfigError(f"normalise is {self.normalise!r}; wanted one of {', '.join(NORMALISATIONS)}")
+        if self.normalise == "prior" and self.empty is None:
+            raise ConfigError("normalise is 'prior'; it needs the prompt of an empty case")
+        if not self.labels:
+            raise ConfigError("no labels to rank; at least one is wanted")
+        object.__setattr__(self, "layout", layout_of(self.decoder.tokenizer, tuple(self.labels), self.opening))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """What stands before the labels: the conversation, an open turn of the assistant, and the opening."""
+        return [*self.decoder.tokenizer.chat_ids(messages, generate=True), *self.layout.opening]
 
     @torch.inference_mode()
-    def logp(self, prompt: Sequence[int]) -> Tensor:
-        """Log-probability of each label after the prompt: (C,) float32."""
-        tree = token_tree([Text([*prompt, *answer], len(prompt)) for answer in self.answers()])
-        sums = tree.to(self.decoder.device).path_sums(edge_logp(self.decoder, tree))
-        return sums / tree.path_lengths().to(sums) if self.normalise == "mean" else sums
+    def logp(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Log-probability of each label after each prompt: (B, C) float32."""
+        layout, weight, trie = self.layout, head_weight(self.decoder), self.layout.trie
+        trunks = Trunks(self.decoder.network, prompts, self.decoder.device)
+        nodes = torch.zeros(len(prompts), len(trie), dtype=torch.float64)  # of each node after its parent
+        begin = trie.children(ROOT)
+        nodes[:, begin] = edge_logp(trunks.last[:, None], weight, np.zeros_like(begin), trie.token[begin])
+        for piece, own in layout.pieces():
+            hidden = _run_piece(trunks, piece, own)[:, piece.again :]
+            nodes[:, piece.child] = edge_logp(hidden, weight, piece.source - piece.again, piece.token)
+        for level, parents in layout.levels:
+            nodes[:, level] += nodes[:, parents]
+        return nodes[:, trie.leaf].float()
+
+    def scores(self, logp: Tensor) -> Tensor:
+        """What the labels are ranked by: (B, C) -> (B, C)."""
+        if self.normalise == "mean":
+            return logp / self.layout.lengths
+        return logp - self.prior if self.normalise == "prior" else logp
+
+    @cached_property
+    def prior(self) -> Tensor:
+        """Log-probability of each label after the empty case: (C,)."""
+        return self.logp([self.prompt(self.empty or ())])[0]
 
     def rank(self, case: str, messages: Sequence[Message], top: int | None = None) -> Prediction:
         """The labels of one case, best first, with log-probability and probability over the whole set."""
-        logp = self.logp(self.decoder.tokenizer.chat_ids(messages, generate=True)).cpu()
-        shares = logp.softmax(dim=0).tolist()
-        order = sorted(range(len(self.labels)), key=lambda c: (-logp[c].item(), c))[:top]
-        entries = ({"label": self.labels[c], "logprob": logp[c].item(), "probability": shares[c]} for c in order)
-        return Prediction(case, tuple(entries))
+        return next(self.rank_all([(case, messages)], top))
+
+    def rank_all(self, cases: Iterable[Case], top: int | None = None) -> Iterator[Prediction]:
+        """The ranking of every case, in their order; small ones go through the network together."""
+        for group in self._groups((case, self.prompt(messages)) for case, messages in cases):
+            logp = self.logp([prompt for _, prompt in group])
+            scores = self.scores(logp)
+            for (case, _), own, score in zip(group, logp, scores, strict=True):
+                yield Prediction(case, self._entries(own, score, top))
+
+    def _groups(self, cases: Iterable[tuple[str, list[int]]]) -> Iterator[list[tuple[str, list[int]]]]:
+        """Cases whose prompts and tries together have at most PIECE tokens, or one by one."""
+        group: list[tuple[str, list[int]]] = []
+        tokens = 0
+        for case, prompt in cases:
+            need = len(prompt) + self.layout.size
+            if group and tokens + need > PIECE:
+                yield group
+                group, tokens = [], 0
+            group.append((case, prompt))
+            tokens += need
+        if group:
+            yield group
+
+    def _entries(self, logp: Tensor, score: Tensor, top: int | None) -> tuple[dict[str, Any], ...]:
+        shares = score.double().softmax(dim=0)
+        order = score.sort(descending=True, stable=True).indices[:top].tolist()
+        return tuple(
+            {"label": self.labels[c], "logprob": logp[c].item(), "probability": shares[c].item()} for c in order
+        )
 
 
-def edge_logp(decoder: Decoder, tree: TokenTree) -> Tensor:
-    """Log-probability of each scored edge: (E,). A node's logsumexp over the vocabulary is shared by all its edges."""
-    tree = tree.to(decoder.device)
-    nodes, at = tree.sources.unique(return_inverse=True)
-    rows, head = decoder.hidden(tree).index_select(0, nodes), decoder.network.lm_head
-    weight = head.merged() if isinstance(head, lora.LoRALinear) and head.enabled else head.weight
-    total = row_logsumexp(rows, weight)
-    own = torch.cat([_dots(rows, weight, at[e], tree.labels[e]) for e in _pieces(len(at))])
-    return (own - total[at]).clamp(max=0.0)
+def _run_piece(trunks: Trunks, piece: Piece, own: tuple[blocks.Block, ...]) -> Tensor:
+    """Hidden states of a piece after each of the prompts: (B, n, D)."""
+    count, prompts = len(piece.ids), len(trunks.runs)
+    depth = torch.from_numpy(piece.depth)
+    layout = [
+        block
+        for case, run in enumerate(trunks.runs)
+        for block in blocks.moved(own, (run,), trunks.size + case * count, case * count)
+    ]
+    position = torch.cat([depth + length for length in trunks.lengths])
+    hidden = trunks.run(torch.from_numpy(piece.ids).repeat(prompts), position, tuple(layout))
+    return hidden.view(prompts, count, -1)
 
 
-def _pieces(count: int) -> Iterator[slice]:
-    yield from (slice(first, first + _EDGES) for first in range(0, max(count, 1), _EDGES))
+def head_weight(decoder: Decoder) -> Tensor:
+    """The head (V, D), its adapter added where it has one."""
+    head = decoder.network.lm_head
+    weight: Tensor = head.merged() if isinstance(head, lora.LoRALinear) and head.enabled else head.weight
+    return weight
 
 
-def _dots(rows: Tensor, weight: Tensor, at: Tensor, labels: Tensor) -> Tensor:
-    """The logits of the labels alone: (E,) float32."""
-    return (rows[at].float() * weight[labels].float()).sum(dim=-1)
+def edge_logp(hidden: Tensor, weight: Tensor, source: Ints, token: Ints) -> Tensor:
+    """Log-probability of the token of each edge after row `source` of hidden (B, n, D), over the whole vocabulary:
+    (B, E) float64 on the processor, for sums. A row's logsumexp is shared by all its edges."""
+    total = row_logsumexp(hidden.flatten(0, 1), weight).view(hidden.shape[:2])
+    rows, labels = torch.from_numpy(source).to(hidden.device), torch.from_numpy(token).to(hidden.device)
+    step = max(1, _EDGES // len(hidden))
+    own = [_dots(hidden, weight, rows[at : at + step], labels[at : at + step]) for at in range(0, len(rows), step)]
+    return (torch.cat(own, dim=1) - total[:, rows]).clamp(max=0.0).cpu().double()
 
 
-def rank_all(ranker: Ranker, cases: Iterable[tuple[str, Sequence[Message]]], top: int | None) -> Iterator[Prediction]:
-    """The ranking of every case, as it comes."""
-    for case, messages in cases:
-        yield ranker.rank(case, messages, top)
+def _dots(hidden: Tensor, weight: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    """The logits of the labels alone: (B, e) in float32 at least."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    return (hidden[:, rows].to(exact) * weight[labels].to(exact)).sum(dim=-1)
