@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from .chat import ChatTokenizer
-from .decoders import Decoder, lora
+from .decoders import Decoder
+from .decoders.heads import edge_logp, head_weight
 from .decoders.trunks import Trunks
 from .errors import ConfigError
-from .kernels import blocks, row_logsumexp
+from .kernels import blocks
 from .tries import ROOT, Ints, Piece, Trie, build_trie, pieces
 from .types import Message, Prediction
 
 NORMALISATIONS = ("sum", "mean", "prior")
 PIECE = 4096
 """Tokens of a trie that go through the network together."""
-_EDGES = 4096  # rows of the head gathered together
 
 Case = tuple[str, Sequence[Message]]
 
@@ -117,7 +117,7 @@ class Ranker:
     @torch.inference_mode()
     def logp(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Log-probability of each label after each prompt: (B, C) float32."""
-        layout, weight, trie = self.layout, head_weight(self.decoder), self.layout.trie
+        layout, weight, trie = self.layout, head_weight(self.decoder.network), self.layout.trie
         trunks = Trunks(self.decoder.network, prompts, self.decoder.device)
         nodes = torch.zeros(len(prompts), len(trie), dtype=torch.float64)  # of each node after its parent
         begin = trie.children(ROOT)
@@ -186,26 +186,3 @@ def _run_piece(trunks: Trunks, piece: Piece, own: tuple[blocks.Block, ...]) -> T
     position = torch.cat([depth + length for length in trunks.lengths])
     hidden = trunks.run(torch.from_numpy(piece.ids).repeat(prompts), position, tuple(layout))
     return hidden.view(prompts, count, -1)
-
-
-def head_weight(decoder: Decoder) -> Tensor:
-    """The head (V, D), its adapter added where it has one."""
-    head = decoder.network.lm_head
-    weight: Tensor = head.merged() if isinstance(head, lora.LoRALinear) and head.enabled else head.weight
-    return weight
-
-
-def edge_logp(hidden: Tensor, weight: Tensor, source: Ints, token: Ints) -> Tensor:
-    """Log-probability of the token of each edge after row `source` of hidden (B, n, D), over the whole vocabulary:
-    (B, E) float64 on the processor, for sums. A row's logsumexp is shared by all its edges."""
-    total = row_logsumexp(hidden.flatten(0, 1), weight).view(hidden.shape[:2])
-    rows, labels = torch.from_numpy(source).to(hidden.device), torch.from_numpy(token).to(hidden.device)
-    step = max(1, _EDGES // len(hidden))
-    own = [_dots(hidden, weight, rows[at : at + step], labels[at : at + step]) for at in range(0, len(rows), step)]
-    return (torch.cat(own, dim=1) - total[:, rows]).clamp(max=0.0).cpu().double()
-
-
-def _dots(hidden: Tensor, weight: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-    """The logits of the labels alone: (B, e) in float32 at least."""
-    exact = torch.promote_types(hidden.dtype, torch.float32)
-    return (hidden[:, rows].to(exact) * weight[labels].to(exact)).sum(dim=-1)
