@@ -7,6 +7,7 @@ ones several cases go through the network together. Shapes: B cases, C labels, N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -22,6 +23,7 @@ from .decoders.heads import edge_logp, head_weight
 from .decoders.trunks import Trunks
 from .errors import ConfigError
 from .kernels import blocks
+from .search import best_first
 from .tries import ROOT, Ints, Piece, Trie, build_trie, pieces
 from .types import Message, Prediction
 
@@ -145,12 +147,40 @@ class Ranker:
         return next(self.rank_all([(case, messages)], top))
 
     def rank_all(self, cases: Iterable[Case], top: int | None = None) -> Iterator[Prediction]:
-        """The ranking of every case, in their order; small ones go through the network together."""
+        """The ranking of every case, in their order; small ones go through the network together.
+
+        The first few of a large set are searched for best first; that gives the same labels and log-probabilities.
+        """
+        if top is not None and self.normalise == "sum" and self.layout.size > PIECE and top * 8 <= len(self.labels):
+            yield from (self.best(case, messages, top) for case, messages in cases)
+            return
         for group in self._groups((case, self.prompt(messages)) for case, messages in cases):
             logp = self.logp([prompt for _, prompt in group])
             scores = self.scores(logp)
             for (case, _), own, score in zip(group, logp, scores, strict=True):
                 yield Prediction(case, self._entries(own, score, top))
+
+    @torch.inference_mode()
+    def best(self, case: str, messages: Sequence[Message], top: int) -> Prediction:
+        """The first labels of one case by best-first search; where the model prefers none, by the full ranking.
+
+        Labels that were never reached count towards the probabilities with the most that they can have, so that the
+        probability of an entry is never stated too high.
+        """
+        prompt, weight = self.prompt(messages), head_weight(self.decoder.network)
+        trunk = Trunks(self.decoder.network, [prompt], self.decoder.device)
+        found = best_first(trunk, weight, self.layout.trie, top)
+        if found is None:
+            logp = self.logp([prompt])[0]
+            return Prediction(case, self._entries(logp, logp, top))
+        entries = zip(found.texts, found.logp, strict=True)
+        return Prediction(
+            case,
+            tuple(
+                {"label": self.labels[c], "logprob": value, "probability": math.exp(value - found.total)}
+                for c, value in entries
+            ),
+        )
 
     def _groups(self, cases: Iterable[tuple[str, list[int]]]) -> Iterator[list[tuple[str, list[int]]]]:
         """Cases whose prompts and tries together have at most PIECE tokens, or one by one."""

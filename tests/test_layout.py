@@ -16,11 +16,12 @@ FILES = sorted([*ROOT.glob("mint/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "
 
 FLOORS = [
     "types errors progress schedules kernels",
-    "files config devices trees losses ranking",
+    "files config devices trees tries losses ranking",
     "jsonlines weights tokens images builtin",
     "records labels chat encoders",
     "answers decoders teaching report",
-    "prompts evaluation scoring training",
+    "prompts evaluation search listing retrieval training",
+    "scoring",
     "pairs",
     "pipeline",
     "__main__",
