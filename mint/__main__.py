@@ -151,38 +151,56 @@ def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **giv
 @click.option("--adapter", help="Adapter folder, ours or PEFT's.")
 @click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")
-@click.option("--mode", type=click.Choice(["rank", "text"]), default="rank", show_default=True, help="How to answer.")
-@click.option(
-    "--normalise", type=click.Choice(["sum", "mean"]), default="sum", show_default=True, help="Of a label's tokens."
-)
+@click.option("--mode", type=click.Choice(["rank", "list", "text"]), default="rank", show_default=True,
+              help="Exact probabilities of all labels, the aligned list of --top of them, or free text.")  # fmt: skip
+@click.option("--normalise", type=click.Choice(["sum", "mean", "prior"]), default="sum", show_default=True,
+              help="Rank by a label's log-probability, by its mean per token, or less that after an empty case.")  # fmt: skip
+@click.option("--retrieve", help="File or folder of documents; the passages that fit best stand before the case.")
+@click.option("--retriever", help="BERT checkpoint that finds passages by meaning; unless given, by words (BM25).")
+@click.option("--passages", type=click.IntRange(1), default=3, show_default=True, help="Passages before a case.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Text mode: at most so many."
 )
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="Text mode: 0 takes the likeliest token."
 )
-@click.option("--out", help="JSON-lines file of predictions.")
-def predict(cases: str | None, note: str | None, out: str | None, skip_bad: bool, **words: Any) -> Any:
-    """Predict the classes of a note, or of every case of a file or folder.
+@click.option("--format", "form", type=click.Choice(["auto", "jsonl", "csv", "table"]), default="auto", show_default=True,
+              help="Of the output; auto: a table for one --note, else JSON lines.")  # fmt: skip
+@click.option("--out", help="JSON-lines (or CSV) file of predictions; a run that was killed is taken up again.")
+def predict(cases: str | None, note: str | None, out: str | None, skip_bad: bool, form: str, **words: Any) -> Any:
+    """Predict the classes of a note, of every case of a file or folder, or of standard input (-): JSON lines, or a note
+    a line.
 
     \b
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
     from . import pipeline
-    from .evaluation.predictions import prediction_row, write_predictions
-    from .types import Record
+    from .evaluation.outputs import Output, printed
 
     if (cases is None) == (note is None):
-        raise ConfigError("wanted either CASES (a file or folder) or --note, and not both")
-    if note is not None and words["mode"] == "text" and out is None:
+        raise ConfigError("wanted either CASES (a file, a folder or -) or --note, and not both")
+    if note is not None and words["mode"] == "text" and out is None and words["retrieve"] is None:
         return _stream(note, **words)
     skipped: list[str] | None = [] if skip_bad else None
-    source: Any = cases if note is None else [Record("note", note=note)]
     words.pop("temperature"), words.pop("seed")
-    answers = pipeline.predict(source, skipped=skipped, **words)
-    if out is not None:
-        return {"out": out, "cases": write_predictions(out, answers)}
-    return (_table(answer) if note is not None else prediction_row(answer) for answer in answers)
+    source = _cases(cases, note, skipped)
+    if out is None:
+        auto = "jsonl" if note is None else "table"
+        return printed(pipeline.predict(source, skipped=skipped, **words), auto if form == "auto" else form)
+    output = Output(out, {"cases": cases, "note": note, **words}, form)
+    count = output.write(pipeline.predict(source, skipped=skipped, done=output.done, **words))
+    _listed(skipped)
+    return {"out": out, "cases": count}
+
+
+def _cases(cases: str | None, note: str | None, skipped: list[str] | None) -> Any:
+    """What `pipeline.predict` takes: a path, or the records of --note or of standard input."""
+    from .records import read_stream
+    from .types import Record
+
+    if note is not None:
+        return [Record("note", note=note)]
+    return read_stream(sys.stdin.buffer, skipped=skipped) if cases == "-" else cases
 
 
 def _stream(note: str, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,
@@ -207,14 +225,6 @@ def _stream(note: str, *, model: str, adapter: str | None, max_new_tokens: int, 
     decoder.generate([ids], max_new_tokens, temperature, seed=seed, on_token=hear)
     click.echo()
     return {}
-
-
-def _table(answer: Any) -> str:
-    """One ranking for a person."""
-    rows = [
-        f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in enumerate(answer.ranking, 1)
-    ]
-    return answer.text if answer.text is not None else "\n".join(rows)
 
 
 @command("skip_bad")

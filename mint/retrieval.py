@@ -123,9 +123,9 @@ class Bm25:
                 holders.setdefault(word, []).append((row, times))
         self.weights: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
         for word, found in holders.items():
-            rows, times = np.array([row for row, _ in found]), np.array([n for _, n in found], dtype=np.float64)
+            rows, often = np.array([row for row, _ in found]), np.array([n for _, n in found], dtype=np.float64)
             rarity = np.log1p((len(passages) - len(found) + 0.5) / (len(found) + 0.5))
-            self.weights[word] = rows, rarity * times * (k1 + 1) / (times + norm[rows])
+            self.weights[word] = rows, rarity * often * (k1 + 1) / (often + norm[rows])
 
     def scores(self, question: str) -> np.ndarray[Any, Any]:
         """The score of each passage: (P,). A word that the question repeats counts again."""

@@ -24,7 +24,7 @@ from .decoders.trunks import Trunks
 from .errors import ConfigError
 from .kernels import blocks
 from .search import best_first
-from .tries import ROOT, Ints, Piece, Trie, build_trie, pieces
+from .tries import ROOT, Piece, Trie, build_trie, pieces
 from .types import Message, Prediction
 
 NORMALISATIONS = ("sum", "mean", "prior")

@@ -94,9 +94,7 @@ class BertLayer(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.attention = nn.ModuleDict(
-            {"self": SelfAttention(config), "output": Output(config.hidden_size, config)}
-        )
+        self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": Output(config.hidden_size, config)})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = Output(config.intermediate_size, config)
         self.activation = ACTIVATIONS[config.hidden_act]
@@ -144,7 +142,8 @@ class TextEncoder:
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """n texts -> (n, D) float32; what is longer than the network reads is cut."""
         ids, mask = self.texts(texts)
-        return self.network(ids.to(self.device), mask.to(self.device)).float().cpu()
+        vectors: Tensor = self.network(ids.to(self.device), mask.to(self.device))
+        return vectors.float().cpu()
 
     def question(self, text: str) -> Tensor:
         """The vector of a question: (D,)."""

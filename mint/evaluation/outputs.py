@@ -15,7 +15,6 @@ from ..files import read_json, replacing, write_json
 from ..types import Prediction
 from .predictions import prediction_row, read_predictions
 
-FORMATS = ("jsonl", "csv", "table")
 COLUMNS = ("id", "place", "label", "logprob", "probability", "text", "passages")
 
 
@@ -25,8 +24,12 @@ class Output:
     `settings` are what the answers depend on: a part that was written with others is refused, not mixed in.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], form: str = "jsonl") -> None:
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], form: str = "auto") -> None:
         self.path, self.form = Path(path), form
+        if form == "table":
+            raise ConfigError("--format table: is for people; with --out give jsonl or csv")
+        if form == "auto":
+            self.form = "csv" if self.path.suffix.lower() == ".csv" else "jsonl"
         self.part = self.path.with_name(self.path.name + ".part")
         self.note = self.path.with_name(self.path.name + ".part.json")
         wanted = json.loads(json.dumps(settings))
@@ -100,3 +103,16 @@ def table(prediction: Prediction) -> str:
         return prediction.text or ""
     rows = enumerate(prediction.ranking, 1)
     return "\n".join(f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in rows)
+
+
+def printed(predictions: Iterable[Prediction], form: str) -> Iterator[Any]:
+    """Predictions as they are printed, one by one: "jsonl" rows, "csv" lines, or a "table" of each."""
+    if form == "csv":
+        yield from (line.rstrip("\n") for line in csv_lines(predictions))
+    elif form == "table":
+        for number, prediction in enumerate(predictions):
+            yield (
+                table(prediction) if prediction.id == "note" and not number else f"{prediction.id}\n{table(prediction)}"
+            )
+    else:
+        yield from map(prediction_row, predictions)
