@@ -13,7 +13,17 @@ from mint.decoders import Decoder, load_decoder
 from mint.labels import LabelSet
 from mint.listing import Lister, lines_of
 
-LABELS = ("Kabuki syndrome", "Noonan", "Noonan syndrome", "Noonan syndrome 1", "Ünïcode (x)", "α-thal", "3-methyl", "日本病", "(odd")
+LABELS = (
+    "Kabuki syndrome",
+    "Noonan",
+    "Noonan syndrome",
+    "Noonan syndrome 1",
+    "Ünïcode (x)",
+    "α-thal",
+    "3-methyl",
+    "日本病",
+    "(odd",
+)
 CASE = [{"role": "user", "content": "Short stature, ptosis."}]
 
 
@@ -30,7 +40,9 @@ def by_hand(decoder: Decoder, labels: tuple[str, ...], k: int) -> list[tuple[str
     ids, left, lines = [*prompt, *tokenizer.encode("POTENTIAL_DISEASES:\n1.")], list(labels), []
     for line in range(1, k + 1):
         final = line == k
-        ways = {name: [*tokenizer.encode(f" {name}"), end] if final else tokenizer.encode(f" {name}\n") for name in left}
+        ways = {
+            name: [*tokenizer.encode(f" {name}"), end] if final else tokenizer.encode(f" {name}\n") for name in left
+        }
         written: list[int] = []
         total = 0.0
         while written not in ways.values():
@@ -51,7 +63,9 @@ def by_hand(decoder: Decoder, labels: tuple[str, ...], k: int) -> list[tuple[str
 def test_the_list_is_greedy_decoding_under_the_set(decoder: Decoder, k: int) -> None:
     answer, wanted = Lister(decoder, LabelSet(LABELS)).write("a", CASE, k), by_hand(decoder, LABELS, k)
     assert answer.top(k) == tuple(name for name, _ in wanted)
-    assert [entry["logprob"] for entry in answer.ranking] == pytest.approx([logp for _, logp in wanted], rel=1e-5, abs=1e-4)
+    assert [entry["logprob"] for entry in answer.ranking] == pytest.approx(
+        [logp for _, logp in wanted], rel=1e-5, abs=1e-4
+    )
     assert answer.text == answer_text([name for name, _ in wanted], "disease")
 
 
@@ -81,7 +95,9 @@ def test_what_leaves_no_choice_is_not_asked(decoder: Decoder, monkeypatch: pytes
     from mint.decoders.trunks import Trunks
 
     passes, real = [], Trunks.run
-    monkeypatch.setattr(Trunks, "run", lambda self, ids, *rest, **more: passes.append(len(ids)) or real(self, ids, *rest, **more))
+    monkeypatch.setattr(
+        Trunks, "run", lambda self, ids, *rest, **more: passes.append(len(ids)) or real(self, ids, *rest, **more)
+    )
     Lister(decoder, LabelSet(["alpha one", "beta two", "gamma three"])).write("a", CASE, 3)
     assert len(passes) <= 5
 

@@ -13,7 +13,12 @@ import torch
 from mint.errors import RecordError
 from mint.retrieval import OVERLAP, WORDS, Bm25, Dense, Passage, cut, open_retriever, read_documents
 
-TEXTS = ["ptosis and low-set ears", "Kabuki: arched eyebrows, ptosis, long palpebral fissures", "tall stature", "ptosis ptosis"]
+TEXTS = [
+    "ptosis and low-set ears",
+    "Kabuki: arched eyebrows, ptosis, long palpebral fissures",
+    "tall stature",
+    "ptosis ptosis",
+]
 
 
 def passages(texts: list[str] = TEXTS) -> list[Passage]:
@@ -45,14 +50,16 @@ def test_the_best_come_first_and_nothing_comes_without_a_shared_word() -> None:
     finder = Bm25(passages())
     assert [p.name for p in finder.top("PTOSIS", 2)] == ["p3", "p0"]
     assert [p.name for p in finder.top("arched éyebrows", 9)] == ["p1"]
-    assert finder.top("nothing of it", 3) == [finder.passages[0]] or finder.top("nothing of it", 3) == []
+    assert finder.top("nothing of it", 3) == []
 
 
 def test_documents_of_every_kind_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "b.md").write_text("# head\nthree")
-    (tmp_path / "c.jsonl").write_text(json.dumps({"title": "T", "text": "four"}) + "\n" + json.dumps({"content": "five"}))
+    (tmp_path / "c.jsonl").write_text(
+        json.dumps({"title": "T", "text": "four"}) + "\n" + json.dumps({"content": "five"})
+    )
     (tmp_path / "d.csv").write_text('name,text\nN,"six, seven"\n')
     (tmp_path / "e.bin").write_bytes(b"\x00")
     assert dict(read_documents(tmp_path)) == {

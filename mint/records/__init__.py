@@ -64,9 +64,7 @@ def read_records(
     return _kept(rows, path, skipped, compose)
 
 
-def read_stream(
-    file: IO[bytes], name: str = "standard input", *, skipped: list[str] | None = None
-) -> Iterator[Record]:
+def read_stream(file: IO[bytes], name: str = "standard input", *, skipped: list[str] | None = None) -> Iterator[Record]:
     """The records of a stream, as they come: JSON lines, or a note a line, called line-1, line-2 and so on."""
     return _kept(_stream_rows(file, Path(name)), Path(name), skipped, compose_note)
 
