@@ -63,7 +63,8 @@ def test_documents_of_every_kind_are_read(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text('name,text\nN,"six, seven"\n')
     (tmp_path / "e.bin").write_bytes(b"\x00")
     assert dict(read_documents(tmp_path)) == {
-        "a.txt": "one\ntwo", "c.jsonl:1": "T: four", "c.jsonl:2": "five", "d.csv:2": "N: six, seven", "deep/b.md": "# head\nthree",
+        "a.txt": "one\ntwo", "c.jsonl:1": "T: four", "c.jsonl:2": "five", "d.csv:2": "N: six, seven",
+        "deep/b.md": "# head\nthree",
     }  # fmt: skip
     assert dict(read_documents(tmp_path / "a.txt")) == {"a.txt": "one\ntwo"}
 

@@ -16,7 +16,7 @@ from mint.errors import ConfigError
 from mint.scoring import Ranker, layout_of
 
 LABELS = ("Kabuki syndrome", "Noonan", "Noonan syndrome", "Noonan syndrome 1", "Noonan syndrome 10", "Ünïcode (x)",
-          "α-thalassaemia", "3-methylglutaconic aciduria", "日本病", "Kabuki syndrome 2")  # fmt: skip
+          "β-thalassaemia", "3-methylglutaconic aciduria", "日本病", "Kabuki syndrome 2")  # fmt: skip
 CASES = [(f"case {n}", [{"role": "user", "content": "Short stature. " * n}]) for n in (1, 9, 40)]
 
 

@@ -98,5 +98,4 @@ def test_a_search_that_stops_too_early_is_seen(decoder: Decoder, monkeypatch: py
     monkeypatch.setattr(search, "WIDTH", 1)
     monkeypatch.setattr(search._Search, "floor", lambda self: -1.0 if self.seen else -math.inf)
     with pytest.raises(AssertionError):
-        for prompt in ([5, 9, 77], [1, 2], [80, 81, 82], [9]):
-            compare(Ranker(decoder, labels), prompt, 10)
+        compare(Ranker(decoder, labels), [5, 9, 77], 10)

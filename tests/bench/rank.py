@@ -3,9 +3,10 @@
     python tests/bench/rank.py [--size 120M] [--labels 500] [--label-tokens 8] [--prompt 300] [--names FILE] [--rounds 3]
 
 `separate` is one sequence a label, in batches, by transformers; only `--separate` of the labels are timed and the time
-is scaled up to all. `shared` is transformers with the prompt's keys and values computed once and repeated over batches of
-labels. Both take the logits of the label's rows alone. With `--names`, a file of one name a line, the labels are these
-names, in a byte-pair vocabulary learnt on them. `gemm_share` is the part of the machine's own matrix-product rate that
+is scaled up to all. It computes all logits, as the obvious code does; with `--keep-logits`, those of the label's rows
+alone. `shared` is transformers with the prompt's keys and values computed once and repeated over batches of labels.
+With `--names`, a file of one name a line, the labels are these names, in a byte-pair vocabulary learnt on them. A random
+label has `--label-tokens` tokens and its end. `gemm_share` is the part of the machine's own matrix-product rate that
 rank mode reaches, counting each distinct token once. Search is timed after `--align` steps on `--best` of the labels.
 Time: both sides in one process, turn about, median. Memory: the peak of each side above the loaded model, in one process.
 """
@@ -42,7 +43,13 @@ from mint.search import best_first  # noqa: E402
 from mint.trees import Text, token_tree  # noqa: E402
 from mint.tries import build_trie  # noqa: E402
 
-TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 256}  # fmt: skip
+TINY = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 256,
+}
 Work = Callable[[], Any]
 
 
@@ -93,13 +100,14 @@ def picked(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> to
 
 
 @torch.inference_mode()
-def separate(model: Any, prompt: list[int], answers: list[list[int]], batch: int) -> torch.Tensor:
+def separate(model: Any, prompt: list[int], answers: list[list[int]], batch: int, keep: bool) -> torch.Tensor:
     found = []
     for at in range(0, len(answers), batch):
         labels, mask = padded(answers[at : at + batch])
         ids = torch.cat([torch.tensor([prompt]).expand(len(labels), -1), labels[:, :-1]], dim=1)
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=labels.shape[1]).logits
-        found.append(picked(logits, labels, mask))
+        rows = labels.shape[1]
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=rows if keep else 0).logits
+        found.append(picked(logits[:, -rows:], labels, mask))
     return torch.cat(found)
 
 
@@ -154,7 +162,7 @@ def rank(decoder: Decoder, model: Any, prompt: list[int], answers: list[list[int
     ranker, some = ranker_of(decoder, answers), answers[: words.separate]
     sides: dict[str, Work] = {
         "ours": lambda: ranker.logp([prompt])[0],
-        "separate": lambda: separate(model, prompt, some, words.batch),
+        "separate": lambda: separate(model, prompt, some, words.batch, words.keep_logits),
         "shared": lambda: shared(model, prompt, answers, 4 * words.batch),
     }
     ours, apart, together = (work() for work in sides.values())
@@ -262,6 +270,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--names", type=Path)
+    parser.add_argument("--keep-logits", action="store_true")
     words = parser.parse_args()
     SIZES["tiny"] = TINY
     from transformers import LlamaForCausalLM
