@@ -39,6 +39,7 @@ class Lines:
     inside: Trie  # names with a line end after them
     last: Trie  # names with the end of the turn after them
     through: tuple[Ints, Ints]  # how many names go through each node of the two
+    names: tuple[Ints, Ints]  # and the name that ends in each
 
     def trie(self, is_last: bool) -> Trie:
         return self.last if is_last else self.inside
@@ -51,7 +52,9 @@ def lines_of(tokenizer: ChatTokenizer, names: tuple[str, ...], kind: str) -> Lin
     inside = build_trie(tokenizer.encode_all([f" {name.strip()}\n" for name in names]))
     last = build_trie([[*ids, end] for ids in tokenizer.encode_all([f" {name.strip()}" for name in names])])
     start = tokenizer.encode(heading(kind) + line_start(1).rstrip(" "))
-    return Lines(start, inside, last, (inside.texts_below(), last.texts_below()))
+    tries = inside, last
+    through = inside.texts_below(), last.texts_below()
+    return Lines(start, *tries, through, names=(inside.text_at(), last.text_at()))
 
 
 @dataclass(slots=True)
@@ -83,7 +86,7 @@ class _Walk:
                     at = int(logits_of(hidden, self.weight, trie.token[options]).argmax())
                 node = int(options[at])
                 self._write(pending, int(trie.token[node]), line)
-            self.chosen.append(int(trie.text_at()[node]))
+            self.chosen.append(int(self.lines.names[line == self.count - 1][node]))
             if line + 1 < self.count:
                 number = self.tokenizer.encode(line_start(line + 2).strip())
                 pending += number
