@@ -9,6 +9,7 @@ neighbours, and a plain causal row meets only what lies before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,23 @@ def tree_layout(end: Tensor) -> tuple[Block, ...]:
             path.append(token)
         first = stop
     return tuple(blocks)
+
+
+def moved(layout: tuple[Block, ...], before: Sequence[slice], keys: int, queries: int) -> tuple[Block, ...]:
+    """The blocks of a forest that stands elsewhere: its tokens see the earlier keys `before` too, its own keys begin at
+    `keys`, and its queries at `queries`."""
+
+    def shifted(block: Block) -> Block:
+        own = (slice(run.start + keys, run.stop + keys) for run in block.runs)
+        return Block(block.first + queries, block.stop + queries, (*before, *own), block.mask)
+
+    return tuple(map(shifted, layout))
+
+
+def masked(seen: Tensor) -> tuple[Block, ...]:
+    """One block of all queries on all keys: seen (n, m) says which query sees which key."""
+    mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+    return (Block(0, seen.shape[0], (slice(0, seen.shape[1]),), mask),)
 
 
 def _stop(ends: list[int], first: int) -> int:

@@ -189,45 +189,61 @@ def _taught(cases: str | None, teacher: str | None, settings: AlignSettings) -> 
 @click.option("--adapter", help="Adapter folder, ours or PEFT's.")
 @click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")
-@click.option("--mode", type=click.Choice(["rank", "text"]), default="rank", show_default=True, help="How to answer.")
-@click.option(
-    "--normalise", type=click.Choice(["sum", "mean"]), default="sum", show_default=True, help="Of a label's tokens."
-)
+@click.option("--mode", type=click.Choice(["rank", "list", "text"]), default="rank", show_default=True,
+              help="Exact probabilities of all labels, the aligned list of --top of them, or free text.")  # fmt: skip
+@click.option("--normalise", type=click.Choice(["sum", "mean", "prior"]), default="sum", show_default=True,
+              help="Rank by a label's log-probability, by its mean per token, or less that after an empty case.")  # fmt: skip
+@click.option("--retrieve", help="File or folder of documents; the passages that fit best stand before the case.")
+@click.option("--retriever", help="BERT checkpoint that finds passages by meaning; unless given, by words (BM25).")
+@click.option("--passages", type=click.IntRange(1), default=3, show_default=True, help="Passages before a case.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Text mode: at most so many."
 )
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="Text mode: 0 takes the likeliest token."
 )
-@click.option("--out", help="JSON-lines file of predictions.")
-def predict(
-    cases: str | None, note: str | None, image: str | None, out: str | None, skip_bad: bool, **words: Any
-) -> Any:
-    """Predict the classes of a note, of a picture, or of every case of a file or folder.
+@click.option("--format", "form", type=click.Choice(["auto", "jsonl", "csv", "table"]), default="auto", show_default=True,
+              help="Of the output; auto: a table for one case, else JSON lines.")  # fmt: skip
+@click.option("--out", help="JSON-lines (or CSV) file of predictions; a run that was killed is taken up again.")
+def predict(cases: str | None, note: str | None, image: str | None, out: str | None, skip_bad: bool, form: str,
+            **words: Any) -> Any:  # fmt: skip
+    """Predict the classes of a note, of a picture, of every case of a file or folder, or of standard input (-): JSON
+    lines, or a note a line.
 
     \b
     Example:  python cli.py predict --note "Short stature, webbed neck, pulmonic stenosis."
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
     from . import pipeline
-    from .evaluation.predictions import prediction_row, write_predictions
-    from .types import Record
+    from .evaluation.outputs import Output, printed
 
     if (cases is None) == (note is None and image is None):
-        raise ConfigError("wanted either CASES (a file or folder), or --note or --image, and not both")
+        raise ConfigError("wanted either CASES (a file, a folder or -), or --note or --image, and not both")
     if words["model"] is None:
         words |= _newest(words)
-    one = None if cases is not None else Record("case", note=note or "", image=image)
     words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
-    if one is not None and words["mode"] == "text" and out is None:
-        return _stream(one, **words)
     skipped: list[str] | None = [] if skip_bad else None
-    source: Any = cases if one is None else [one]
+    source = _cases(cases, note, image, skipped)
+    if cases is None and words["mode"] == "text" and out is None and words["retrieve"] is None:
+        return _stream(source[0], **words)
     words.pop("temperature"), words.pop("seed")
-    answers = pipeline.predict(source, skipped=skipped, **words)
-    if out is not None:
-        return {"out": out, "cases": write_predictions(out, answers)}
-    return (_table(answer) if one is not None else prediction_row(answer) for answer in answers)
+    if out is None:
+        auto = "jsonl" if cases is not None else "table"
+        return printed(pipeline.predict(source, skipped=skipped, **words), auto if form == "auto" else form)
+    output = Output(out, {"cases": cases, "note": note, "image": image, **words}, form)
+    count = output.write(pipeline.predict(source, skipped=skipped, done=output.done, **words))
+    _listed(skipped)
+    return {"out": out, "cases": count}
+
+
+def _cases(cases: str | None, note: str | None, image: str | None, skipped: list[str] | None) -> Any:
+    """What `pipeline.predict` takes: a path, or the records of --note and --image or of standard input."""
+    from .records import read_stream
+    from .types import Record
+
+    if cases is None:
+        return [Record("case", note=note or "", image=image)]
+    return read_stream(sys.stdin.buffer, skipped=skipped) if cases == "-" else cases
 
 
 def _newest(words: dict[str, Any]) -> dict[str, Any]:
@@ -237,16 +253,18 @@ def _newest(words: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in showcase.newest().items() if words.get(name) is None}
 
 
-def _stream(one: Any, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,
-            device: str, dtype: str, date: str | None, top: int, modality: str, kind: str, meta_masking: bool,
-            **_: Any) -> dict[str, Any]:  # fmt: skip
-    """Print the answer to one case as it is generated; what is returned is the whole of it."""
+def _stream(one: Any, *, model: str, max_new_tokens: int, temperature: float, seed: int, top: int, modality: str,
+            kind: str, **words: Any) -> dict[str, Any]:  # fmt: skip
+    """Print the answer to one case as it is generated."""
     from .decoders import load_decoder
-    from .pipeline import prompt_of
+    from .predicting import Questioner
 
-    decoder = load_decoder(model, adapter=adapter, device=device, dtype=dtype, date=date, meta_masking=meta_masking)
-    prompt, images = prompt_of(decoder, one, modality, kind=kind, k=top)
-    ids, said, shown = decoder.tokenizer.chat_ids(prompt, generate=True), [], ""
+    loading = {name: words[name] for name in ("adapter", "device", "dtype", "date", "meta_masking")}
+    decoder = load_decoder(model, **loading)
+    asked = Questioner(decoder, mode="text", modality=modality, kind=kind, top=top, max_new_tokens=max_new_tokens).put(
+        one
+    )
+    ids, said, shown = decoder.tokenizer.chat_ids(asked.messages, generate=True), [], ""
 
     def hear(_: int, token: int) -> None:
         nonlocal shown
@@ -256,17 +274,9 @@ def _stream(one: Any, *, model: str, adapter: str | None, max_new_tokens: int, t
             click.echo(text[len(shown) :], nl=False)
             shown = text
 
-    decoder.generate([ids], max_new_tokens, temperature, seed=seed, images=[images], on_token=hear)
+    decoder.generate([ids], max_new_tokens, temperature, seed=seed, images=[asked.images], on_token=hear)
     click.echo()
     return {}
-
-
-def _table(answer: Any) -> str:
-    """One ranking for a person."""
-    rows = [
-        f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in enumerate(answer.ranking, 1)
-    ]
-    return answer.text if answer.text is not None else "\n".join(rows)
 
 
 @command("skip_bad")

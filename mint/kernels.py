@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 else:
     from mint.kernels import blocks, reference
 
-__all__ = ["log_odds_ratio", "preference_terms", "row_logsumexp", "token_logprob", "tree_attention", "tree_layout"]
+__all__ = [
+    "blocks",
+    "branch_attention",
+    "log_odds_ratio",
+    "preference_terms",
+    "row_logsumexp",
+    "token_logprob",
+    "tree_attention",
+    "tree_layout",
+]
 
 
 def _backend(tensor: Tensor, name: str, plain: Any = reference) -> Any:
@@ -81,4 +90,13 @@ def tree_layout(end: Tensor) -> Any:
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
     """Attention under the rule j <= i < end[j]: q (T, H, d), k and v (T, K, d) -> (T, H, d); differentiable."""
     out: Tensor = _backend(q, "attention", blocks).tree_attention(q, k, v, layout)
+    return out
+
+
+def branch_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
+    """Attention of new tokens to what stands before them and to themselves: q (n, H, d), k and v (m, K, d) -> (n, H, d).
+
+    `layout` is made by `blocks.tree_layout`, `blocks.moved` and `blocks.masked`.
+    """
+    out: Tensor = blocks.tree_attention(q, k, v, layout)
     return out

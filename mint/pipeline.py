@@ -6,7 +6,7 @@ records --encoder--> scores --> ranking --> pairs --> token trees --> decoder + 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,17 @@ from .jsonlines import refuse
 from .labels import LabelSet, read_labels
 from .pairs import prefer_pairs
 from .pairs.files import read_pairs
-from .progress import say
-from .prompts import prompt_messages
+from .predicting import Questioner
+from .progress import progress, say
 from .ranking import rank
 from .records import read_records
-from .scoring import Ranker
+from .retrieval import Retriever, open_retriever
 from .teaching import Taught
 from .teaching import teach as train_teacher
 from .training import Trainer, runs
 from .training.audit import activation_bytes, audit, tower_bytes
-from .training.batches import IMAGE_WORD, TokenPair, token_pairs
-from .types import Message, Prediction, PreferencePair, Record, Report
+from .training.batches import TokenPair, token_pairs
+from .types import Prediction, PreferencePair, Record, Report
 from .weights.shards import write_checkpoint
 
 
@@ -195,7 +195,7 @@ def predict(
     *,
     model: str | Path | Decoder,
     adapter: str | Path | None = None,
-    labels: str | Path | Sequence[str] | None = None,
+    labels: str | Path | Sequence[str] | LabelSet | None = None,
     mode: str = "rank",
     modality: str = "note",
     kind: str = "disease",
@@ -204,34 +204,41 @@ def predict(
     normalise: str = "sum",
     opening: str = "",
     max_new_tokens: int = 256,
+    retrieve: str | Path | Retriever | None = None,
+    retriever: str | Path | None = None,
+    passages: int = 3,
+    done: Collection[str] = (),
     skipped: list[str] | None = None,
     **loading: Any,
 ) -> Iterator[Prediction]:
-    """One modality of each case in, classes best first out ("rank": exact over `labels`; "text": free text).
+    """One modality of each case in, classes best first out.
 
-    `opening` is how an answer begins, for a model whose answers are lists: a label is then scored as the first name.
+    `mode`: "rank" is exact over `labels`, "list" the aligned list of `top` of them, "text" free text. `retrieve` is a
+    file or folder of documents, of which the best `passages` stand before each case, found by words, or by meaning with
+    the encoder `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
+    given as such is used as it is, so that many calls can share them. `opening` is how an answer begins, for a model
+    whose answers are lists: in rank mode a label is then scored as the first name.
     """
     decoder = model if isinstance(model, Decoder) else load_decoder(model, adapter=adapter, **loading)
-    known = _labels(labels)
-    if mode == "rank" and known is None:
-        raise ConfigError("--labels: rank mode needs the closed set; give a file with one label a line, or --mode text")
-    ranker = Ranker(decoder, known.labels, normalise, opening) if mode == "rank" and known is not None else None
-    for record in _records(cases, skipped=skipped):
-        names = known.labels if known is not None else ()
-        messages, images = prompt_of(decoder, record, modality, kind=kind, k=top or 10, template=template, labels=names)
-        if ranker is not None:
-            yield ranker.rank(record.id, messages, top, images)
-        else:
-            ids = decoder.tokenizer.chat_ids(messages, generate=True)
-            answer = decoder.generate([ids], max_new_tokens, images=[images])[0]
-            yield Prediction(record.id, text=decoder.tokenizer.decode(answer))
-
-
-def prompt_of(decoder: Decoder, record: Record, modality: str, **words: Any) -> tuple[list[Message], tuple[Any, ...]]:
-    """The user's turn for a case, and the images that it shows. `words` are those of `prompt_messages`."""
-    if decoder.eyes is not None and IMAGE_WORD in record.note:
-        raise RecordError(f"case {record.id!r}: the note holds {IMAGE_WORD}, which is no image there; take it out")
-    return prompt_messages(record, modality, **words), () if modality == "note" else (record.image,)
+    if isinstance(retrieve, str | Path):
+        retrieve = open_retriever(retrieve, retriever, str(loading.get("device", "auto")))
+    questioner = Questioner(
+        decoder,
+        _labels(labels),
+        mode=mode,
+        modality=modality,
+        kind=kind,
+        template=template,
+        top=top,
+        normalise=normalise,
+        opening=opening,
+        max_new_tokens=max_new_tokens,
+        retriever=retrieve,
+        passages=passages,
+    )
+    records = (record for record in _records(cases, skipped=skipped) if record.id not in done)
+    answers = questioner.answers(records, skipped)
+    yield from answers if isinstance(cases, list | tuple) else progress(answers, "predicting", unit="case")
 
 
 def evaluate(
@@ -272,7 +279,7 @@ def _records(cases: str | Path | Iterable[Record], **reading: Any) -> Iterable[R
     return cases
 
 
-def _labels(labels: str | Path | Sequence[str] | None) -> LabelSet | None:
-    if labels is None:
-        return None
+def _labels(labels: str | Path | Sequence[str] | LabelSet | None) -> LabelSet | None:
+    if labels is None or isinstance(labels, LabelSet):
+        return labels
     return read_labels(labels) if isinstance(labels, str | Path) else LabelSet(labels)

@@ -16,12 +16,13 @@ FILES = sorted([*ROOT.glob("mint/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "
 
 FLOORS = [
     "types errors progress schedules kernels",
-    "files config devices trees losses ranking",
+    "files config devices trees tries losses ranking",
     "jsonlines weights tokens images",
     "records labels chat encoders",
     "answers decoders teaching report",
-    "prompts evaluation scoring training",
-    "pairs builtin",
+    "prompts evaluation search listing retrieval training",
+    "scoring pairs builtin",
+    "predicting",
     "pipeline",
     "showcase",
     "__main__",

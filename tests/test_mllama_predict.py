@@ -21,6 +21,7 @@ from mint.errors import RecordError
 from mint.images import open_image
 from mint.pairs.files import write_pairs
 from mint.prompts import prompt_messages
+from mint.scoring import Ranker
 
 LABELS = ["Breast", "Bile-duct", "Brain", "Colon", "Colon and rectum"]
 
@@ -82,6 +83,39 @@ def test_text_equals_transformers_greedy_one(decoder: Decoder, oracle: Any, tile
     with torch.no_grad():
         wanted = oracle.generate(**given, max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
     assert answer.text == decoder.tokenizer.decode(wanted)
+
+
+def test_cases_with_and_without_pictures_go_through_together(decoder: Decoder, tile: str, tmp_path: Path) -> None:
+    """One pass over several cases, one of them without a picture, gives each what it has alone; so does the search."""
+    picture(SIDE, SIDE, seed=7).save(tmp_path / "other.png")
+    shown, ranker = [(tile,), (str(tmp_path / "other.png"),), ()], Ranker(decoder, LABELS)
+    records = [Record("one", note="A gland.", image=images[0] if images else None) for images in shown]
+    asked = [
+        prompt_messages(record, "both" if images else "note", kind="tissue", k=3)
+        for record, images in zip(records, shown, strict=True)
+    ]
+    prompts = [ranker.prompt(messages) for messages in asked]
+    together = ranker.logp(prompts, shown)
+    for row, prompt, messages, images in zip(together, prompts, asked, shown, strict=True):
+        torch.testing.assert_close(row, ranker.logp([prompt], [images])[0], rtol=1e-4, atol=1e-4)
+        best = ranker.best("one", messages, 2, images).ranking
+        assert [entry["logprob"] for entry in best] == pytest.approx(
+            row.sort(descending=True).values[:2].tolist(), rel=1e-4
+        )
+    assert not torch.allclose(ranker.logp([prompts[0]], [shown[1]])[0], together[0], rtol=1e-3)
+
+
+def test_a_list_of_a_picture_scores_as_its_text_run_by_itself(decoder: Decoder, tile: str) -> None:
+    record = Record("one", note="A gland.", image=tile)
+    words: dict[str, Any] = {"model": decoder, "labels": LABELS, "modality": "both", "kind": "tissue"}
+    answer = next(predict([record], mode="list", top=10, **words))
+    ids = prompt_ids(decoder, record, "both", LABELS)
+    assert answer.text is not None
+    whole = [*ids, *decoder.tokenizer.encode(answer.text), decoder.tokenizer.special("<|eot_id|>")]
+    steps = decoder.logits([whole], [[tile]])[0].log_softmax(-1)
+    last = len(whole) - 1 - len(decoder.tokenizer.encode(f" {answer.ranking[-1]['label']}"))
+    wanted = sum(float(steps[at - 1, whole[at]]) for at in range(last, len(whole)))
+    assert answer.ranking[-1]["logprob"] == pytest.approx(wanted, rel=1e-3)
 
 
 def test_folders_of_classes_and_folds_of_arrays_are_predicted(decoder: Decoder, tmp_path: Path) -> None:

@@ -98,10 +98,15 @@ def test_a_label_after_an_opening_is_scored_as_the_first_line_of_a_list() -> Non
     decoder = load_decoder(STUDENT, device="cpu", dtype="float32")
     labels = [classes()[3], classes()[4], classes()[40]]
     (record,) = draw_cases(1, 5, "validation")
-    prompt = decoder.tokenizer.chat_ids(prompt_messages(record), generate=True)
-    found = Ranker(decoder, labels, opening=opening("disease")).logp(prompt)
+    ranker = Ranker(decoder, labels, opening=opening("disease"))
+    prompt = ranker.prompt(prompt_messages(record))
+    begun = ranker.layout.opening
+    (found,) = ranker.logp([prompt])
+    assert decoder.tokenizer.decode(list(begun)) == opening("disease").rstrip()
     for label, logp in zip(labels, found.tolist(), strict=True):
         answer = decoder.tokenizer.encode(answer_text([label], "disease") + "\n")
+        assert tuple(answer[: len(begun)]) == begun
+        answer = answer[len(begun) :]
         steps = decoder.logits([[*prompt, *answer]])[0, len(prompt) - 1 : -1].log_softmax(-1)
         assert logp == pytest.approx(float(steps[torch.arange(len(answer)), answer].sum()), abs=1e-3)
 

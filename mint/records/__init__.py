@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import ConfigError, RecordError
 from ..types import Record
@@ -25,7 +25,7 @@ from .notes import compose_note
 from .pannuke import fold_records
 from .phenopackets import case_record, is_case, is_phenopacket, phenopacket_record
 from .rows import COLUMNS, SPLITS, Reading, Row, images_folder, record_of, renamed, shown
-from .sources import Located, head, json_values, opened
+from .sources import Located, head, json_values, lines, opened, parsed
 from .tables import is_table, table_records
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -62,6 +62,27 @@ def read_records(
     )
     rows = _folder_rows(path, reading) if path.is_dir() else _file_rows(path, reading)
     return _kept(rows, path, skipped, compose)
+
+
+def read_stream(file: IO[bytes], name: str = "standard input", *, skipped: list[str] | None = None) -> Iterator[Record]:
+    """The records of a stream, as they come: JSON lines, or a note a line, called line-1, line-2 and so on."""
+    return _kept(_stream_rows(file, Path(name)), Path(name), skipped, compose_note)
+
+
+def _stream_rows(file: IO[bytes], path: Path) -> Iterator[Row]:
+    json_lines: bool | None = None
+    for number, line in lines(file, path):
+        if line.isspace():
+            continue
+        where = f"{path}:{number}"
+        json_lines = line.lstrip().startswith(b"{") if json_lines is None else json_lines
+        if json_lines:
+            yield from _json_rows(iter([(where, parsed(line, where))]), path, Reading())
+            continue
+        try:
+            yield where, Record(f"line-{number}", note=line.decode().strip())
+        except UnicodeDecodeError as fault:
+            yield where, RecordError(f"{where}: not UTF-8 (byte {fault.start + 1}); send the text as UTF-8")
 
 
 def split_of(record: Record, shares: Mapping[str, float] = SHARES, seed: int = 0) -> str:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from ..errors import RecordError
 
@@ -49,7 +49,7 @@ def head(file: io.BufferedReader[Any], path: str | Path) -> bytes:
     return start.removeprefix(BOM)
 
 
-def lines(file: io.BufferedReader[Any], path: str | Path) -> Iterator[tuple[int, bytes]]:
+def lines(file: IO[bytes], path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Each line with its number from 1, line end kept; a line over the limit is refused before it is read whole."""
     number = 0
     while True:

@@ -1,0 +1,182 @@
+"""Cases put to a decoder and answered: the prompt with its passages, made to fit the context, and one of three modes.
+
+"rank": exact probabilities of a closed set. "list": the aligned list, k names of the set. "text": free text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from .decoders import Decoder
+from .errors import ConfigError, RecordError
+from .jsonlines import refuse
+from .labels import LabelSet
+from .listing import Lister
+from .progress import say
+from .prompts import prompt_messages
+from .retrieval import Passage, Retriever
+from .scoring import Case, Ranker
+from .training.batches import IMAGE_WORD
+from .types import Message, Prediction, Record
+
+MODES = ("rank", "list", "text")
+NOTHING_KNOWN = "Nothing is known of this case."
+"""The note of the empty case, after which the prior of a label is taken."""
+
+
+@dataclass(frozen=True)
+class Put:
+    """One case as the decoder is asked it."""
+
+    id: str
+    messages: list[Message]
+    passages: tuple[Passage, ...]
+    images: tuple[Any, ...]  # that the messages show, in their order
+
+
+@dataclass(frozen=True)
+class Questioner:
+    """A decoder and how it is asked; made once, called for case after case, by several threads if need be."""
+
+    decoder: Decoder
+    known: LabelSet | None = None
+    mode: str = "rank"
+    modality: str = "note"
+    kind: str = "disease"
+    template: str | None = None
+    top: int | None = 10
+    normalise: str = "sum"
+    opening: str = ""
+    max_new_tokens: int = 256
+    retriever: Retriever | None = None
+    passages: int = 3
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"--mode {self.mode}: wanted one of {', '.join(MODES)}")
+        if self.mode != "text" and self.known is None:
+            raise ConfigError(
+                f"--labels: {self.mode} mode needs the closed set; give a file with one label a line, or --mode text"
+            )
+        if self.normalise == "prior" and self.modality != "note":
+            raise ConfigError(f"--normalise prior: an empty case is an empty note; the modality is {self.modality}")
+        if self.retriever is not None and self.passages < 1:
+            raise ConfigError(f"--passages {self.passages}: wanted at least 1")
+
+    def answers(self, records: Iterable[Record], skipped: list[str] | None = None) -> Iterator[Prediction]:
+        """The answer to each case, as it comes; with `skipped` a list, cases that cannot be asked are named there."""
+        cases = self._put_all(records, skipped)
+        if self.mode != "rank":
+            yield from (replace(self._write(case), passages=_shown(case.passages)) for case in cases)
+            return
+        shown: deque[tuple[str, ...]] = deque()
+
+        def asked() -> Iterator[Case]:
+            for case in cases:
+                shown.append(_shown(case.passages))
+                yield case.id, case.messages, case.images
+
+        for answer in self.ranker.rank_all(asked(), self.top):
+            yield replace(answer, passages=shown.popleft())
+
+    @cached_property
+    def ranker(self) -> Ranker:
+        empty = self._messages(Record("empty", note=NOTHING_KNOWN), ()) if self.normalise == "prior" else None
+        return Ranker(self.decoder, self._names(), self.normalise, self.opening, empty)
+
+    def _names(self) -> tuple[str, ...]:
+        return () if self.known is None else self.known.labels
+
+    def _write(self, case: Put) -> Prediction:
+        if self.mode == "list" and self.known is not None:
+            return Lister(self.decoder, self.known, self.kind).write(
+                case.id, case.messages, self.top or 10, case.images
+            )
+        ids = self.decoder.tokenizer.chat_ids(case.messages, generate=True)
+        answer = self.decoder.generate([ids], self.max_new_tokens, images=[case.images])[0]
+        return Prediction(case.id, text=self.decoder.tokenizer.decode(answer))
+
+    def _put_all(self, records: Iterable[Record], skipped: list[str] | None) -> Iterator[Put]:
+        for record in records:
+            try:
+                case = self.put(record)
+            except RecordError as fault:
+                refuse(fault, skipped)
+                continue
+            yield case
+
+    def put(self, record: Record) -> Put:
+        """The conversation for a case, with passages if there is a retriever, and no longer than the context."""
+        if self.decoder.eyes is not None and IMAGE_WORD in record.note:
+            raise RecordError(f"case {record.id!r}: the note holds {IMAGE_WORD}, which is no image there; take it out")
+        passages: tuple[Passage, ...] = ()
+        if self.retriever is not None and record.note.strip():
+            passages = tuple(self.retriever.top(record.note, self.passages))
+        messages, room = self._messages(record, passages), self.room
+        while passages and self._tokens(messages) > room:
+            say(f"case {record.id!r}: the context has no room for the passage {passages[-1].name}; it was left out")
+            passages = passages[:-1]
+            messages = self._messages(record, passages)
+        if self._tokens(messages) > room:
+            messages = self._cut(record, room)
+        return Put(record.id, messages, passages, () if self.modality == "note" else (record.image,))
+
+    def _messages(self, record: Record, passages: Sequence[Passage]) -> list[Message]:
+        return prompt_messages(
+            record,
+            self.modality,
+            kind=self.kind,
+            k=self.top or 10,
+            template=self.template,
+            labels=self._names(),
+            passages=[passage.text for passage in passages],
+        )
+
+    def _tokens(self, messages: Sequence[Message]) -> int:
+        return len(self.decoder.tokenizer.chat_ids(messages, generate=True))
+
+    def _cut(self, record: Record, room: int) -> list[Message]:
+        """The conversation with as much of the note, from its start, as the context has room for."""
+        tokenizer = self.decoder.tokenizer
+        ids = tokenizer.encode(record.note.strip())
+        keep = len(ids) - (self._tokens(self._messages(record, ())) - room)
+        while keep > 0:
+            note = tokenizer.decode(ids[:keep]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+            messages = self._messages(replace(record, note=note or "-"), ())
+            if (over := self._tokens(messages) - room) <= 0:
+                lost = record.note.strip()[len(note) :].split()
+                words = f"{len(lost):,} words from {' '.join(lost[:6])!r} on"
+                say(f"case {record.id!r}: the note is longer than the context; its last {len(ids) - keep:,} of "
+                    f"{len(ids):,} tokens were cut ({words})")  # fmt: skip
+                return messages
+            keep -= over
+        raise ConfigError(
+            f"case {record.id!r}: the context of {self.context:,} tokens has no room for the prompt without its note; "
+            f"shorten the template or the list of labels in it"
+        )
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens that the decoder can read."""
+        config = self.decoder.checkpoint.config
+        inner = config.get("text_config")
+        return int({**config, **(inner if isinstance(inner, dict) else {})}.get("max_position_embeddings", 2048))
+
+    @cached_property
+    def room(self) -> int:
+        """Tokens left to the prompt when the longest answer is taken off."""
+        if self.mode == "text":
+            return self.context - self.max_new_tokens
+        if self.mode == "rank":
+            return self.context - len(self.ranker.layout.opening) - int(self.ranker.layout.lengths.max())
+        lengths = sorted(map(len, self.decoder.tokenizer.encode_all(self._names())), reverse=True)
+        return self.context - sum(length + 6 for length in lengths[: self.top or 10]) - 16
+
+
+def _shown(passages: Sequence[Passage]) -> tuple[str, ...]:
+    """Passages as a prediction names them."""
+    return tuple(f"{passage.name}: {passage.text}" for passage in passages)
