@@ -84,10 +84,11 @@ def _runs(tokens: list[int]) -> tuple[slice, ...]:
 def _mask(end: Tensor, runs: tuple[slice, ...], first: int, stop: int) -> Tensor:
     """(n, columns) of 0 where a query sees a key and -inf elsewhere, without the leading keys that all queries see."""
     keys = torch.cat([torch.arange(run.start, run.stop) for run in runs])
-    queries = torch.arange(first, stop)[:, None]
-    seen = (keys <= queries) & (queries < end.cpu()[keys])
-    plain = int(seen.all(dim=0).cumprod(0).sum())
-    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, plain:].to(end.device)
+    ends = end.cpu()[keys]
+    plain = int(((keys <= first) & (ends >= stop)).cumprod(0).sum())
+    keys, ends, queries = keys[plain:], ends[plain:], torch.arange(first, stop)[:, None]
+    seen = (keys <= queries) & (queries < ends)
+    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf")).to(end.device)
 
 
 class TreeAttention(torch.autograd.Function):
@@ -101,34 +102,28 @@ class TreeAttention(torch.autograd.Function):
         queries, keys, values = _split(q, k.shape[1]), _heads(k), _heads(v)
         queries *= q.shape[-1] ** -0.5
         out = torch.empty_like(queries)
-        total = queries.new_empty(queries.shape[:3])
         for block in blocks:
-            scores = _scores(queries, keys, block)
-            top = scores.amax(dim=-1, keepdim=True)
-            weights = scores.sub_(top).exp_()
-            sums = weights.sum(dim=-1, keepdim=True)
-            rows = slice(block.first, block.stop)
-            total[:, :, rows] = (top + sums.log())[..., 0]
-            out[:, :, rows] = _product(weights, block.keys(values)).div_(sums)
+            weights = _scores(queries, keys, block).softmax(dim=-1)
+            out[:, :, block.first : block.stop] = _product(weights, block.keys(values))
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, k, v, total)
+            ctx.save_for_backward(q, k, v)
             ctx.blocks = blocks
         return _join(out, q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, total = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
         queries, keys, values = _split(q, k.shape[1]), _heads(k), _heads(v)
         grad, scale = _split(grads[0], k.shape[1]), q.shape[-1] ** -0.5
         queries *= scale
         d_q, d_k, d_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         for block in ctx.blocks:
             rows = slice(block.first, block.stop)
-            weights = _scores(queries, keys, block).sub_(total[:, :, rows, None]).exp_()
+            weights = _scores(queries, keys, block).softmax(dim=-1)
             block.add(d_v, _across(weights, grad[:, :, rows]))
-            d_scores = _product(grad[:, :, rows], block.keys(values).transpose(1, 2)).mul_(weights)
-            d_scores.addcmul_(weights, d_scores.sum(dim=-1, keepdim=True), value=-1)
+            d_weights = _product(grad[:, :, rows], block.keys(values).transpose(1, 2))
+            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             block.add(d_k, _across(d_scores, queries[:, :, rows]))
             d_q[:, :, rows] = _product(d_scores, block.keys(keys))
         d_q *= scale

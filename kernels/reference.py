@@ -6,7 +6,7 @@ Shapes: N rows, D width, V vocabulary, r rank of a LoRA on the head, t columns o
 o = logsumexp of all *other* logits,
 
     log p(label)       = -log(1 + exp(o - l))                       exact near p = 1, and never positive
-    d log p / d hidden = (1 - p) (W[label] - sum_j q_j W[j]),       q = softmax over the other classes, 1 - p = sigmoid(o - l)
+    d log p / d hidden = (1 - p) (W[label] - sum_j q_j W[j]),       1 - p = sigmoid(o - l), q = softmax over the others
 
 Both sides are known after one walk, so the forward pass keeps the direction (N, D) and backward is one multiplication.
 A head that is trained needs the scale of each row first; it takes a second walk in backward.
@@ -14,19 +14,13 @@ A head that is trained needs the scale of each row first; it takes a second walk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-TILE_ELEMENTS = 1 << 22
-"""Logits looked at together, unless `tile` says otherwise: 16 MiB in float32, which a processor's cache can hold."""
-
-ROWS = 4096
-"""Rows that walk over the vocabulary together; more rows walk in turn, so that memory stays bounded for any N."""
 
 
 class Head(NamedTuple):
@@ -38,79 +32,159 @@ class Head(NamedTuple):
 
     def logits(self, hidden: Tensor, low: Tensor | None, columns: slice, out: Tensor | None = None) -> Tensor:
         """(N, D), (N, r) -> (N, t), in the dtype of `hidden`."""
-        logits = torch.mm(hidden, self.weight[columns].T, out=out)
-        if low is not None and self.up is not None:
-            logits.addmm_(low, self.up[columns].T)
-        return logits if self.bias is None else logits.add_(self.bias[columns])
+        if self.bias is None:
+            logits = torch.mm(hidden, self.weight[columns].T, out=out)
+        else:  # -inf forbids a class, and a tile of nothing else must not give NaN
+            bias = self.bias[columns].clamp(min=torch.finfo(hidden.dtype).min / 2)
+            logits = torch.addmm(bias, hidden, self.weight[columns].T, out=out)
+        return logits if low is None or self.up is None else logits.addmm_(low, self.up[columns].T)
 
 
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], tuple[Tensor, Tensor, Tensor]]
-"""(logits (n, t), labels, others, label_logit, first column, weights wanted) -> q of the tile, scale of the old sum, of q.
+class Walked(NamedTuple):
+    """What a walk over the vocabulary knows at its end, in float32 at least; no directions unless they were wanted."""
 
-`others` and `label_logit` (n,) are updated in place."""
-
-
-def plain_step(
-    logits: Tensor, labels: Tensor, others: Tensor, label_logit: Tensor, first: int, wanted: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One tile of the walk: takes the label out of the tile, then folds the tile into the running logsumexp."""
-    rows = ((labels >= first) & (labels < first + logits.shape[1])).nonzero()[:, 0]
-    columns = labels[rows] - first
-    label_logit[rows] = logits[rows, columns].to(label_logit.dtype)
-    logits[rows, columns] = (
-        torch.finfo(logits.dtype).min / 2
-    )  # finite: a tile that holds nothing else must not give NaN
-    top, at = logits.max(dim=1)
-    share = torch.softmax(logits, dim=1, dtype=others.dtype)
-    tile = (
-        top.to(others.dtype) - share.gather(1, at[:, None])[:, 0].log()
-    )  # logsumexp of the tile: softmax there is 1 / sum
-    both = torch.logaddexp(others, tile)
-    before, now = (others - both).exp(), (tile - both).exp()
-    others.copy_(both)
-    return (share.to(logits.dtype) if wanted else share), before, now
+    logp: Tensor  # (n,)
+    label_logit: Tensor  # (n,)
+    direction: Tensor | None  # (n, D) d logp / d hidden
+    low_direction: Tensor | None  # (n, r) d logp / d low
 
 
-def tile_columns(rows: int, vocabulary: int, tile: int | None) -> int:
-    """Columns of a tile: as asked, or what keeps rows x columns near TILE_ELEMENTS, a multiple of 64."""
-    if tile is not None:
-        if tile < 1:
-            raise ValueError(f"tile is {tile}: give at least one column")
-        return min(tile, vocabulary)
-    return min(max(TILE_ELEMENTS // max(rows, 1) // 64 * 64, 256), vocabulary)
+class Walk:
+    """Some rows on their walk, and what happens to them between the products; logprob.py does it in kernels.
+
+    `rows` walk together and more walk in turn, so that memory stays bounded for any N; `elements` are the logits looked
+    at together unless `tile` says otherwise: 16 MiB in float32, which a processor's cache can hold.
+    """
+
+    rows, elements = 4096, 1 << 22
+
+    def __init__(self, hidden: Tensor, labels: Tensor, sums: Tensor | None, low_sums: Tensor | None) -> None:
+        exact, n = _exact(hidden), hidden.shape[0]
+        self.labels, self.dtype, self.sums, self.low_sums = labels, hidden.dtype, sums, low_sums
+        self.level = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
+        self.total = hidden.new_zeros(n, dtype=exact)
+        self.label_logit = hidden.new_zeros(n, dtype=exact)
+        self.product = None if sums is None else torch.empty_like(hidden)
+        self.room: Tensor | None = None
+        for empty in (sums, low_sums):
+            if empty is not None:
+                empty.zero_()
+
+    def fold(self, logits: Tensor, first: int) -> Tensor:
+        """Take the label out of a tile (n, t) and add the rest to the logsumexp of the others, level + log(total).
+
+        Returns exp(logits - top) of the tile; `before` and `now` weigh the sums so far and those of the tile.
+        """
+        rows = ((self.labels >= first) & (self.labels < first + logits.shape[1])).nonzero()[:, 0]
+        columns = self.labels[rows] - first
+        self.label_logit[rows] = logits[rows, columns].to(self.level.dtype)
+        # finite: a tile that holds nothing else must not give NaN
+        logits[rows, columns] = torch.finfo(logits.dtype).min / 2
+        top = logits.amax(dim=1).to(self.level.dtype)
+        share = self._exact(logits)
+        torch.sub(logits, top[:, None], out=share).exp_()
+        level = torch.maximum(self.level, top)
+        self.before, self.now = (self.level - level).exp(), (top - level).exp()
+        self.level, self.total = level, self.total * self.before + share.sum(dim=1) * self.now
+        return share if self.sums is None or share is logits else logits.copy_(share)
+
+    def _exact(self, logits: Tensor) -> Tensor:
+        """Where the exponentials go: the tile itself, or memory of a wider dtype that all tiles share."""
+        if logits.dtype == self.level.dtype:
+            return logits
+        if self.room is None or self.room.numel() < logits.numel():
+            self.room = logits.new_empty(logits.numel(), dtype=self.level.dtype)
+        return self.room[: logits.numel()].view(logits.shape)
+
+    def gather(self, share: Tensor, weight: Tensor, up: Tensor | None) -> None:
+        """Add the tile's shares of the rows of the head: (n, t) @ (t, D) and (n, t) @ (t, r)."""
+        if self.sums is not None and self.product is not None:
+            torch.mm(share, weight, out=self.product)
+            self.sums.mul_(self.before[:, None]).addcmul_(self.product, self.now[:, None])
+        if self.low_sums is not None and up is not None:
+            self.low_sums.mul_(self.before[:, None]).addcmul_(share @ up, self.now[:, None])
+
+    def finish(self, head: Head) -> tuple[Tensor, Tensor]:
+        """(log p(label), label logit); the sums become directions in place."""
+        margin = self.label_logit - (self.level + self.total.log())
+        unsure = torch.sigmoid(-margin)[:, None]
+        for sums, weight in ((self.sums, head.weight), (self.low_sums, head.up)):
+            if sums is not None and weight is not None:
+                torch.sub(weight[self.labels], sums.div_(self.total[:, None]), out=sums).mul_(unsure)
+        return F.logsigmoid(margin), self.label_logit
+
+    @staticmethod
+    def spread(logits: Tensor, first: int, labels: Tensor, logp: Tensor, label_logit: Tensor, grad: Tensor) -> Tensor:
+        """d loss / d logits of a tile (n, t): grad (one-hot - p), in the logits' dtype; they may be overwritten."""
+        p = (logits.to(grad.dtype) - (label_logit - logp)[:, None]).exp_()
+        p.mul_(-grad[:, None])
+        rows = ((labels >= first) & (labels < first + logits.shape[1])).nonzero()[:, 0]
+        p[rows, labels[rows] - first] = grad[rows] * -torch.expm1(logp[rows])
+        return p.to(logits.dtype)
+
+    @staticmethod
+    def scaled(direction: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+        """(n, D) times (n,), rounded once."""
+        return (direction * grad[:, None]).to(dtype)
+
+    @classmethod
+    def width(cls, rows: int, vocabulary: int, tile: int | None) -> int:
+        """Columns of a tile: as asked, or what keeps rows x columns near `elements`, a multiple of 64."""
+        if tile is not None:
+            if tile < 1:
+                raise ValueError(f"tile is {tile}: give at least one column")
+            return min(tile, vocabulary)
+        return min(max(cls.elements // max(rows, 1) // 64 * 64, 256), vocabulary)
+
+    @classmethod
+    def over(
+        cls, hidden: Tensor, low: Tensor | None, head: Head, labels: Tensor, tile: int | None, wanted: bool
+    ) -> Walked:
+        """All rows over the whole vocabulary, `rows` of them together."""
+        width = cls.width(min(hidden.shape[0], cls.rows), head.weight.shape[0], tile)
+        sums, low_sums = (torch.empty_like(x, dtype=_exact(x)) if wanted and x is not None else None
+                          for x in (hidden, low))  # fmt: skip
+        ends = [(hidden.new_empty(0, dtype=_exact(hidden)),) * 2]
+        for rows in slices(hidden.shape[0], cls.rows):
+            its_low, its_sums, its_low_sums = (None if x is None else x[rows] for x in (low, sums, low_sums))
+            walker = cls(hidden[rows], labels[rows], its_sums, its_low_sums)
+            ends.append(_together(walker, hidden[rows], its_low, head, width))
+        logp, label_logit = (torch.cat(parts) for parts in zip(*ends, strict=True))
+        return Walked(logp, label_logit, sums, low_sums)
+
+    @classmethod
+    def again(
+        cls, hidden: Tensor, low: Tensor | None, head: Head, labels: Tensor, walked: Walked, grad: Tensor,
+        tile: int | None, wants: list[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        """The second walk, for a head that is trained: gradients of weight, bias and up, as `wants` says."""
+        d_weight, d_bias, d_up = (torch.empty_like(x) if want and x is not None else None
+                                  for want, x in zip(wants, head, strict=True))  # fmt: skip
+        for columns in slices(head.weight.shape[0], cls.width(hidden.shape[0], head.weight.shape[0], tile)):
+            logits = head.logits(hidden, low, columns)
+            d_logits = cls.spread(logits, columns.start, labels, walked.logp, walked.label_logit, grad)
+            if d_weight is not None:
+                d_weight[columns] = d_logits.T @ hidden
+            if d_bias is not None:
+                d_bias[columns] = d_logits.sum(0, dtype=grad.dtype).to(d_bias.dtype)
+            if d_up is not None and low is not None:
+                d_up[columns] = d_logits.T @ low
+        return d_weight, d_bias, d_up
 
 
-def tiles(vocabulary: int, width: int) -> Iterator[slice]:
-    for first in range(0, vocabulary, width):
-        yield slice(first, min(first + width, vocabulary))
+def slices(length: int, width: int) -> Iterator[slice]:
+    for first in range(0, length, width):
+        yield slice(first, min(first + width, length))
 
 
-def walk(
-    hidden: Tensor, low: Tensor | None, head: Head, labels: Tensor, width: int, wanted: bool, step: Step
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """One walk over the vocabulary: label logit (n,), logsumexp of the others (n,), and the directions if wanted."""
-    exact = _exact(hidden)
-    n, vocabulary = hidden.shape[0], head.weight.shape[0]
-    others = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
-    label_logit = hidden.new_zeros(n, dtype=exact)
-    sum_d = torch.zeros_like(hidden, dtype=exact) if wanted else None
-    sum_r = torch.zeros_like(low, dtype=exact) if wanted and low is not None else None
-    room, product = hidden.new_empty(n * width), torch.empty_like(hidden)
-    for columns in tiles(vocabulary, width):
-        space = room[: n * (columns.stop - columns.start)].view(n, -1)
-        logits = head.logits(hidden, low, columns, out=space)
-        share, before, now = step(logits, labels, others, label_logit, columns.start, wanted)
-        if sum_d is not None:
-            torch.mm(share, head.weight[columns], out=product)
-            sum_d.mul_(before[:, None]).addcmul_(product, now[:, None])
-        if sum_r is not None and head.up is not None:
-            sum_r.mul_(before[:, None]).addcmul_(share @ head.up[columns], now[:, None])
-    unsure = torch.sigmoid(others - label_logit)[:, None]
-    direction = None if sum_d is None else (head.weight[labels] - sum_d).mul_(unsure).to(hidden.dtype)
-    low_direction = (
-        None if sum_r is None or head.up is None else (head.up[labels] - sum_r).mul_(unsure).to(hidden.dtype)
-    )
-    return label_logit, others, direction, low_direction
+def _together(rows: Walk, hidden: Tensor, low: Tensor | None, head: Head, width: int) -> tuple[Tensor, Tensor]:
+    room = hidden.new_empty(hidden.shape[0], width)
+    for columns in slices(head.weight.shape[0], width):
+        logits = head.logits(hidden, low, columns, out=room[:, : columns.stop - columns.start])
+        share = rows.fold(logits, columns.start)
+        if rows.sums is not None:
+            rows.gather(share, head.weight[columns], None if head.up is None else head.up[columns])
+    return rows.finish(head)
 
 
 def _exact(tensor: Tensor) -> torch.dtype:
@@ -119,7 +193,7 @@ def _exact(tensor: Tensor) -> torch.dtype:
 
 
 class TokenLogprob(torch.autograd.Function):
-    """The walk with its gradient. `step` is what turns a tile of logits into shares: plain here, a kernel in logprob.py."""
+    """The walk with its gradient: directions from the forward pass, a second walk only for a head that is trained."""
 
     @staticmethod
     def forward(
@@ -131,73 +205,31 @@ class TokenLogprob(torch.autograd.Function):
         low: Tensor | None,
         up: Tensor | None,
         tile: int | None,
-        step: Step,
         recording: bool,
+        kind: type[Walk],
     ) -> Tensor:
-        head, wanted = Head(weight, bias, up), recording and any(ctx.needs_input_grad)
-        width = tile_columns(min(hidden.shape[0], ROWS), weight.shape[0], tile)
-        parts = [
-            walk(hidden[rows], None if low is None else low[rows], head, labels[rows], width, wanted, step)
-            for rows in tiles(hidden.shape[0], ROWS)
-        ]
-        label_logit, others, direction, low_direction = (_join([part[i] for part in parts], hidden) for i in range(4))
-        assert label_logit is not None
-        assert others is not None
-        if wanted:
+        wanted = recording and (ctx.needs_input_grad[0] or ctx.needs_input_grad[4])
+        walked = kind.over(hidden, low, Head(weight, bias, up), labels, tile, wanted)
+        if recording and any(ctx.needs_input_grad):
             trained = any(ctx.needs_input_grad[i] for i in (1, 3, 5))
-            rest = (hidden, low, weight, bias, up, labels, label_logit, others) if trained else (None,) * 8
-            ctx.save_for_backward(direction, low_direction, *rest)
-            ctx.tile = tile
-        return F.logsigmoid(label_logit - others)
+            rest = (hidden, low, weight, bias, up, labels, walked.logp, walked.label_logit) if trained else (None,) * 8
+            ctx.save_for_backward(walked.direction, walked.low_direction, *rest)
+            ctx.tile, ctx.kind, ctx.dtype = tile, kind, hidden.dtype
+        return walked.logp
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grads[0][:, None]
-        direction, low_direction, *rest = ctx.saved_tensors
-        d_hidden = (direction * scale).to(direction.dtype) if ctx.needs_input_grad[0] else None
-        d_low = (low_direction * scale).to(low_direction.dtype) if ctx.needs_input_grad[4] else None
-        d_weight, d_bias, d_up = _head_gradients(ctx, grads[0], *rest) if rest[0] is not None else (None, None, None)
+        direction, low_direction, hidden, low, weight, bias, up, labels, *ends = ctx.saved_tensors
+        needs, grad, kind = ctx.needs_input_grad, grads[0], ctx.kind
+        d_hidden = kind.scaled(direction, grad, ctx.dtype) if needs[0] else None
+        d_low = kind.scaled(low_direction, grad, ctx.dtype) if needs[4] else None
+        d_weight = d_bias = d_up = None
+        if needs[1] or needs[3] or needs[5]:
+            head, wants = Head(weight, bias, up), [needs[1], needs[3], needs[5]]
+            walked = Walked(ends[0], ends[1], None, None)
+            d_weight, d_bias, d_up = kind.again(hidden, low, head, labels, walked, grad, ctx.tile, wants)
         return d_hidden, d_weight, None, d_bias, d_low, d_up, None, None, None
-
-
-def _join(parts: list[Tensor | None], like: Tensor) -> Tensor | None:
-    if not parts:
-        return like.new_zeros(0, dtype=_exact(like))
-    return None if parts[0] is None else parts[0] if len(parts) == 1 else torch.cat([p for p in parts if p is not None])
-
-
-def _head_gradients(
-    ctx: Any,
-    grad: Tensor,
-    hidden: Tensor,
-    low: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    up: Tensor | None,
-    labels: Tensor,
-    label_logit: Tensor,
-    others: Tensor,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The second walk: d loss / d logits of a tile = grad (one-hot - p), times hidden, low or one."""
-    wants = [ctx.needs_input_grad[i] for i in (1, 3, 5)]
-    d_weight, d_bias, d_up = (torch.empty_like(x) if want and x is not None else None
-                              for want, x in zip(wants, (weight, bias, up), strict=True))  # fmt: skip
-    head, total = Head(weight, bias, up), torch.logaddexp(label_logit, others)
-    width = tile_columns(hidden.shape[0], weight.shape[0], ctx.tile)
-    for columns in tiles(weight.shape[0], width):
-        p = (head.logits(hidden, low, columns).to(total.dtype) - total[:, None]).exp_()
-        p.mul_(-grad[:, None])
-        rows = ((labels >= columns.start) & (labels < columns.stop)).nonzero()[:, 0]
-        p[rows, labels[rows] - columns.start] = grad[rows] * torch.sigmoid(others - label_logit)[rows]
-        d_logits = p.to(hidden.dtype)
-        if d_weight is not None:
-            d_weight[columns] = d_logits.T @ hidden
-        if d_bias is not None:
-            d_bias[columns] = p.sum(0).to(d_bias.dtype)
-        if d_up is not None and low is not None:
-            d_up[columns] = d_logits.T @ low
-    return d_weight, d_bias, d_up
 
 
 def check(hidden: Tensor, head: Tensor, labels: Tensor) -> None:
@@ -228,26 +260,26 @@ def token_logprob(
 ) -> Tensor:
     """log p(label) of each row: (N, D), (V, D), (N,) -> (N,) float32. See `mint.kernels.token_logprob`."""
     check(hidden, head, labels)
-    out: Tensor = TokenLogprob.apply(hidden, head, labels, bias, low, up, tile, plain_step, torch.is_grad_enabled())
+    out: Tensor = TokenLogprob.apply(hidden, head, labels, bias, low, up, tile, torch.is_grad_enabled(), Walk)
     return out
 
 
 @torch.no_grad()
 def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
-    """logsumexp of hidden headᵀ over the vocabulary: (N, D), (V, D) -> (N,) float32."""
-    totals = []
-    for rows in tiles(hidden.shape[0], ROWS):
+    """logsumexp of hidden headᵀ over the vocabulary: (N, D), (V, D) -> (N,) float32. See `mint.kernels`."""
+    totals = [hidden.new_empty(0, dtype=_exact(hidden))]
+    for rows in slices(hidden.shape[0], Walk.rows):
         part = hidden[rows]
         total = part.new_full((part.shape[0],), float("-inf"), dtype=_exact(part))
-        for columns in tiles(head.shape[0], tile_columns(part.shape[0], head.shape[0], tile)):
+        for columns in slices(head.shape[0], Walk.width(part.shape[0], head.shape[0], tile)):
             logits = (part @ head[columns].T).to(total.dtype)
             total = torch.logaddexp(total, torch.logsumexp(logits, dim=1))
         totals.append(total)
-    return torch.cat(totals) if totals else hidden.new_zeros(0, dtype=_exact(hidden))
+    return torch.cat(totals)
 
 
 class LogOddsRatio(torch.autograd.Function):
-    """log odds(chosen) - log odds(rejected), with the analytic gradient ±1 / (1 - p), which no branch can turn into NaN."""
+    """log odds(chosen) - log odds(rejected), with the analytic gradient ±1 / (1 - p), which no branch can make NaN."""
 
     @staticmethod
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -264,7 +296,7 @@ class LogOddsRatio(torch.autograd.Function):
 
 
 def _log_odds(logp: Tensor) -> tuple[Tensor, Tensor]:
-    """log(p / (1 - p)) and its slope 1 / (1 - p) from log p; at p = 1 those of the largest p below 1 that has a slope."""
+    """log(p / (1 - p)) and its slope 1 / (1 - p) from log p; at p = 1 those of the largest p that has a slope."""
     logp = logp.to(_exact(logp))
     logp = logp.clamp(max=-torch.finfo(logp.dtype).tiny)
     left = -torch.expm1(logp)  # 1 - p
@@ -276,3 +308,44 @@ def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
     """ORPO equation 4 on mean log-probabilities: (B,), (B,) -> (B,). See `mint.kernels.log_odds_ratio`."""
     out: Tensor = LogOddsRatio.apply(chosen_logp, rejected_logp)
     return out
+
+
+class PreferenceTerms(NamedTuple):
+    """Of each pair, (B,): log sigmoid(log odds ratio), which alone carries a gradient, and what it came from."""
+
+    term: Tensor
+    log_odds: Tensor
+    chosen: Tensor  # mean log-probability
+    rejected: Tensor
+
+
+def check_members(token_logp: Tensor, edges: Tensor, starts: Tensor) -> None:
+    if token_logp.ndim != 1 or edges.ndim != 1 or starts.ndim != 1 or len(starts) % 2 == 0:
+        found = f"token_logp {tuple(token_logp.shape)}, edges {tuple(edges.shape)}, starts {tuple(starts.shape)}"
+        raise ValueError(f"preference_terms takes token_logp (E,), edges (M,), starts (2 B + 1,); found {found}")
+
+
+def preference_terms(token_logp: Tensor, edges: Tensor, starts: Tensor) -> PreferenceTerms:
+    """ORPO's terms from token log-probabilities: (E,), (M,), (2 B + 1,) -> (B,) each. See `mint.kernels`."""
+    check_members(token_logp, edges, starts)
+    lengths = starts.diff()
+    owners = torch.repeat_interleave(lengths)
+    sums = token_logp.new_zeros(len(lengths)).index_add(0, owners, token_logp[edges])
+    chosen, rejected = (sums / lengths.clamp(min=1)).view(-1, 2).unbind(1)
+    log_odds, full = log_odds_ratio(chosen, rejected), (lengths > 0).view(-1, 2).all(1)
+    term = torch.where(full, F.logsigmoid(log_odds), 0.0)
+    return PreferenceTerms(term, log_odds.detach(), chosen.detach(), rejected.detach())
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, end: Tensor) -> Tensor:
+    """softmax(q kᵀ / sqrt(d)) v with the whole mask: q (T, H, d), k and v (T, K, d), end (T,) -> (T, H, d).
+
+    Token i sees token j exactly when j <= i < end[j]. The oracle of attention.py and blocks.py: T² of everything.
+    """
+    exact, group = _exact(q), q.shape[1] // k.shape[1]
+    keys, values = (x.to(exact).repeat_interleave(group, dim=1).transpose(0, 1) for x in (k, v))
+    scores = q.to(exact).transpose(0, 1) @ keys.transpose(1, 2) * q.shape[-1] ** -0.5
+    at = torch.arange(len(q), device=q.device)
+    seen = (at <= at[:, None]) & (at[:, None] < end)
+    weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
+    return (weights @ values).transpose(0, 1).to(q.dtype)

@@ -71,7 +71,9 @@ _SHARED: dict[str, Callable[[Command], Command]] = {
 
 def _show(result: Any, as_json: bool) -> None:
     """A result on stdout: an object as lines of name and value, rows one by one, or all of it as one JSON object."""
-    if isinstance(result, dict):
+    if hasattr(result, "as_dict"):
+        click.echo(json.dumps(result.as_dict(), ensure_ascii=False) if as_json else str(result))
+    elif isinstance(result, dict):
         lines = [f"{name}: {value}" for name, value in result.items()]
         click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
     elif isinstance(result, Iterator):
@@ -123,25 +125,52 @@ def _listed(skipped: list[str] | None) -> None:
 
 
 @command("skip_bad")
+@click.argument("cases", required=False)
 @_settings
+@click.option("--teacher", help="What ranks the classes of CASES: a ViLT or CLIP checkpoint, or a file of scores.")
 @click.option("--config", help="A run.json (or run folder): its settings, but for those given here.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the audit of the pairs and stop.")
-def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **given: Any) -> dict[str, Any]:
+def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, skip_bad: bool, teacher: str | None,
+          **given: Any) -> Any:  # fmt: skip
     """Align a decoder on preference pairs: an adapter comes out.
 
+    The pairs are those of --pairs, or come from --teacher and CASES. Without any of them: the built-in rare-disease
+    task, offline and in minutes, from the teacher to a report.
+
     \b
+    Example:  python cli.py align
     Example:  python cli.py align --model meta-llama/Llama-3.2-3B-Instruct --pairs pairs.jsonl --out runs/first
     """
     from . import pipeline
 
+    if cases in (None, "builtin:rare-disease") and not (given["pairs"] or config or resume or dry_run):
+        return _showcase(given, teacher)
     settings = _resolve(given, config, resume)
-    if not settings.pairs:
-        raise ConfigError("--pairs: nothing to train on; wanted a JSON-lines file of preference pairs")
     skipped: list[str] | None = [] if skip_bad else None
-    result = pipeline.align(settings, resume=resume, dry_run=dry_run, skipped=skipped)
-    _listed(skipped)
-    return result
+    try:
+        pairs = _taught(cases, teacher, settings)
+        return pipeline.align(settings, pairs, resume=resume, dry_run=dry_run, skipped=skipped)
+    finally:
+        _listed(skipped)
+
+
+def _showcase(given: dict[str, Any], teacher: str | None) -> Any:
+    """The built-in task from the teacher to the report; its own settings hold where none is given."""
+    from . import showcase
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = _resolve({**showcase.SETTINGS, "out": str(showcase.new_folder()), **chosen}, None, False)
+    return showcase.tell(settings, teacher=teacher)
+
+
+def _taught(cases: str | None, teacher: str | None, settings: AlignSettings) -> Any:
+    """The pairs of CASES as the teacher ranks them; None where a file of pairs is given."""
+    from . import pipeline
+
+    if (cases is None) != (teacher is None) or (cases is None) == (not settings.pairs):
+        raise ConfigError("wanted --pairs FILE, or CASES with --teacher, or none of them (the built-in task)")
+    return None if cases is None or teacher is None else list(pipeline.prefer(cases, teacher=teacher))
 
 
 @command("seed", "device", "dtype", "date", "skip_bad")
@@ -154,7 +183,9 @@ def align(config: str | None, resume: bool, dry_run: bool, skip_bad: bool, **giv
 @click.option("--kind", type=click.Choice(["disease", "tissue"]), default="disease", show_default=True,
               help="Of classes.")  # fmt: skip
 @click.option("--meta-masking", is_flag=True, help="Text before an image sees nothing of it, as in Meta's own code.")
-@click.option("--model", required=True, help="Folder or hub name of the decoder.")
+@click.option(
+    "--model", help="Folder or hub name of the decoder [default: that of the newest run, or the shipped one]."
+)
 @click.option("--adapter", help="Adapter folder, ours or PEFT's.")
 @click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")
@@ -175,6 +206,7 @@ def predict(
     """Predict the classes of a note, of a picture, or of every case of a file or folder.
 
     \b
+    Example:  python cli.py predict --note "Short stature, webbed neck, pulmonic stenosis."
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
     from . import pipeline
@@ -183,6 +215,8 @@ def predict(
 
     if (cases is None) == (note is None and image is None):
         raise ConfigError("wanted either CASES (a file or folder), or --note or --image, and not both")
+    if words["model"] is None:
+        words |= _newest(words)
     one = None if cases is not None else Record("case", note=note or "", image=image)
     words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
     if one is not None and words["mode"] == "text" and out is None:
@@ -194,6 +228,13 @@ def predict(
     if out is not None:
         return {"out": out, "cases": write_predictions(out, answers)}
     return (_table(answer) if one is not None else prediction_row(answer) for answer in answers)
+
+
+def _newest(words: dict[str, Any]) -> dict[str, Any]:
+    """What the newest run says of a model, its adapter and its closed set, but for what is given."""
+    from . import showcase
+
+    return {name: value for name, value in showcase.newest().items() if words.get(name) is None}
 
 
 def _stream(one: Any, *, model: str, adapter: str | None, max_new_tokens: int, temperature: float, seed: int,

@@ -47,6 +47,11 @@ def line_start(place: int) -> str:
     return f"\n{place}. "
 
 
+def opening(kind: str) -> str:
+    """How every answer begins, up to its first name: the heading and the number 1."""
+    return heading(kind) + line_start(1)
+
+
 def answer_text(labels: Sequence[str], kind: str) -> str:
     """The answer that lists `labels` in their order."""
     wrong = next((label for label in labels if not label.strip() or "\n" in label or "\r" in label), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 import time
@@ -56,6 +57,22 @@ def _timed(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def keep_freed_memory() -> None:
+    """Let a process on Linux keep the memory it frees for its next step, instead of handing it back page by page.
+
+    A training step asks for the same large buffers again and again; each page that comes back from the kernel is cleared
+    first, which costs a tenth of a step. Other systems are left as they are.
+    """
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):  # glibc
+            library.mallopt(_MMAP_THRESHOLD, 1 << 30)
+            library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of malloc.h
 
 
 def peak_memory(device: torch.device) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     from mint.kernels import blocks, reference
 
-__all__ = ["log_odds_ratio", "row_logsumexp", "token_logprob", "tree_attention", "tree_layout"]
+__all__ = ["log_odds_ratio", "preference_terms", "row_logsumexp", "token_logprob", "tree_attention", "tree_layout"]
 
 
 def _backend(tensor: Tensor, name: str, plain: Any = reference) -> Any:
@@ -52,23 +52,33 @@ def token_logprob(
     return out
 
 
-def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
-    """logsumexp over the vocabulary of each row: hidden (N, D), head (V, D) -> (N,) float32; for scoring, no gradient."""
-    return reference.row_logsumexp(hidden, head, tile=tile)
-
-
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
     """log(odds(chosen) / odds(rejected)), ORPO equation 4, of mean log-probabilities (B,), (B,) -> (B,); differentiable."""
     out: Tensor = _backend(chosen_logp, "odds").log_odds_ratio(chosen_logp, rejected_logp)
     return out
 
 
+def preference_terms(token_logp: Tensor, edges: Tensor, starts: Tensor) -> reference.PreferenceTerms:
+    """log sigmoid(log odds ratio) of each pair from token log-probabilities (E,), with the gradient of that term.
+
+    Answer a has the edges `edges[starts[a]:starts[a + 1]]`; answers 2 b and 2 b + 1 are chosen and rejected of pair b.
+    A pair with an empty answer has no odds: its term is 0 and has no gradient.
+    """
+    out: reference.PreferenceTerms = _backend(token_logp, "odds").preference_terms(token_logp, edges, starts)
+    return out
+
+
+def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
+    """logsumexp over the vocabulary of each row: hidden (N, D), head (V, D) -> (N,) float32; for scoring, no gradient."""
+    return reference.row_logsumexp(hidden, head, tile=tile)
+
+
 def tree_layout(end: Tensor) -> Any:
     """What attention precomputes of a forest, once for all layers: end (T,), see `TokenTree`."""
-    return blocks.tree_layout(end)
+    return _backend(end, "attention", blocks).tree_layout(end)
 
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
     """Attention under the rule j <= i < end[j]: q (T, H, d), k and v (T, K, d) -> (T, H, d); differentiable."""
-    out: Tensor = blocks.tree_attention(q, k, v, layout)
+    out: Tensor = _backend(q, "attention", blocks).tree_attention(q, k, v, layout)
     return out

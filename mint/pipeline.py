@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .builtin.cases import cases as builtin_cases
+from .builtin.cases import is_builtin
 from .config import AlignSettings
 from .decoders import Decoder, load_decoder, lora, open_adapter, stored_dtype
 from .decoders.vision_cache import FeatureStore
@@ -19,6 +21,7 @@ from .encoders import Encoder, load_encoder
 from .errors import ConfigError, RecordError
 from .evaluation import measure
 from .evaluation.predictions import read_predictions
+from .jsonlines import refuse
 from .labels import LabelSet, read_labels
 from .pairs import prefer_pairs
 from .pairs.files import read_pairs
@@ -51,9 +54,23 @@ def prefer(
 ) -> Iterator[PreferencePair]:
     """The teacher ranks the classes of each case; its ranking becomes a pair. `choices` are those of `prefer_pairs`."""
     encoder = load_encoder(teacher) if isinstance(teacher, str | Path) else teacher
-    for records, scores in encoder.score_batches(_records(cases, skipped=skipped)):
+    for records, scores in encoder.score_batches(_records(cases, skipped=skipped), skipped):
         rankings = rank([record.id for record in records], scores, encoder.classes, temperature=temperature)
-        yield from prefer_pairs(rankings, records, **choices)
+        for ranking, record in zip(rankings, records, strict=True):
+            try:
+                _check_label(record, encoder)
+                yield from prefer_pairs([ranking], [record], **choices)
+            except RecordError as fault:
+                refuse(fault, skipped)
+
+
+def _check_label(record: Record, teacher: Encoder) -> None:
+    """Refuse a case whose label the teacher cannot name: what it would teach of that case is wrong."""
+    if record.label is not None and record.label not in teacher.classes:
+        raise RecordError(
+            f"case {record.id!r}: its label {record.label!r} is none of the teacher's {len(teacher.classes)} classes; "
+            f"correct the label, teach with a teacher that has it, or leave such cases out with --skip-bad"
+        )
 
 
 def align(
@@ -66,12 +83,9 @@ def align(
 ) -> dict[str, Any]:
     """Pairs (by default the file `settings.pairs`) -> an adapter in `settings.out`; with `dry_run` only the audit of them."""
     folder = Path(settings.out)
-    resume = resume and runs.holds_run(folder)
-    if resume:
-        settings = runs.settings_to_resume(folder, settings)
-    elif not dry_run:
-        runs.check_new(folder)
-    source = read_pairs(settings.pairs, skipped=skipped) if pairs is None else pairs
+    if not dry_run:
+        settings = _admitted(folder, settings, resume)
+    source = list(read_pairs(settings.pairs, skipped=skipped)) if pairs is None else pairs  # before what takes long
     decoder, adapter_config = _student(settings)
     everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
@@ -93,6 +107,17 @@ def align(
         Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
     last = runs.read_metrics(folder / "metrics.jsonl")[-1]
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
+
+
+def _admitted(folder: Path, settings: AlignSettings, resume: bool) -> AlignSettings:
+    """The settings of the run that is to be continued in the folder, or those given if the folder is free for them."""
+    if not resume:
+        runs.check_new(folder)
+    elif runs.holds_run(folder):
+        return runs.settings_to_resume(folder, settings)
+    else:
+        say(f"{folder}: holds no run yet, so one is begun")
+    return settings
 
 
 def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
@@ -177,16 +202,20 @@ def predict(
     template: str | None = None,
     top: int | None = 10,
     normalise: str = "sum",
+    opening: str = "",
     max_new_tokens: int = 256,
     skipped: list[str] | None = None,
     **loading: Any,
 ) -> Iterator[Prediction]:
-    """One modality of each case in, classes best first out ("rank": exact over `labels`; "text": free text)."""
+    """One modality of each case in, classes best first out ("rank": exact over `labels`; "text": free text).
+
+    `opening` is how an answer begins, for a model whose answers are lists: a label is then scored as the first name.
+    """
     decoder = model if isinstance(model, Decoder) else load_decoder(model, adapter=adapter, **loading)
     known = _labels(labels)
     if mode == "rank" and known is None:
         raise ConfigError("--labels: rank mode needs the closed set; give a file with one label a line, or --mode text")
-    ranker = Ranker(decoder, known.labels, normalise) if mode == "rank" and known is not None else None
+    ranker = Ranker(decoder, known.labels, normalise, opening) if mode == "rank" and known is not None else None
     for record in _records(cases, skipped=skipped):
         names = known.labels if known is not None else ()
         messages, images = prompt_of(decoder, record, modality, kind=kind, k=top or 10, template=template, labels=names)
@@ -238,7 +267,9 @@ def merge(
 
 
 def _records(cases: str | Path | Iterable[Record], **reading: Any) -> Iterable[Record]:
-    return read_records(cases, undiagnosed=True, **reading) if isinstance(cases, str | Path) else cases
+    if isinstance(cases, str | Path):
+        return builtin_cases(cases) if is_builtin(cases) else read_records(cases, undiagnosed=True, **reading)
+    return cases
 
 
 def _labels(labels: str | Path | Sequence[str] | None) -> LabelSet | None:

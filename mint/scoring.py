@@ -27,15 +27,19 @@ class Ranker:
     """A decoder and a closed set of labels, ready for one case after another.
 
     `normalise`: "sum" ranks by log p(label and end of turn | prompt), "mean" by that over the label's tokens.
+    With `opening` (how an answer begins) the label is the first of a list: log p(opening, label and end of line | prompt).
     """
 
     decoder: Decoder
     labels: Sequence[str]
     normalise: str = "sum"
+    opening: str = ""
 
     def answers(self) -> list[list[int]]:
         """The ids of each label with its end of turn, as they follow an open assistant turn."""
         tokenizer = self.decoder.tokenizer
+        if self.opening:
+            return tokenizer.encode_all([f"{self.opening}{label.strip()}\n" for label in self.labels])
         end = tokenizer.special("<|eot_id|>")
         return [[*ids, end] for ids in tokenizer.encode_all([label.strip() for label in self.labels])]
 

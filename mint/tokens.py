@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
+from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from .errors import CheckpointError
@@ -183,3 +184,41 @@ def _read_lines(path: Path) -> list[str]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); copy the model's own") from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not UTF-8 text ({error.reason}); fetch it again") from error
+
+
+# ---- what the decoders read: conversations in the manner of Llama 3 ------------------------------------------------
+
+CHAT_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_CHAT_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def learn_chat_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer of `size` tokens in Llama 3's manner, its merges learnt from `texts`.
+
+    Any text can be written with it, for all 256 bytes are tokens; the special tokens come last.
+    """
+    tokenizer = Tokenizer(BPE(ignore_merges=True))
+    words = pre_tokenizers.Split(Regex(_CHAT_WORDS), behavior="isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(vocab_size=size - len(CHAT_SPECIAL), initial_alphabet=letters, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(CHAT_SPECIAL))
+    begin = CHAT_SPECIAL[0]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+    )
+    return tokenizer
+
+
+def write_chat_tokenizer(tokenizer: Tokenizer, folder: Path, template: str) -> None:
+    """`tokenizer.json` and `tokenizer_config.json`, as a Llama 3 checkpoint has them; `template` is the chat template."""
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    settings = {"bos_token": CHAT_SPECIAL[0], "eos_token": CHAT_SPECIAL[4], "clean_up_tokenization_spaces": False}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    write_json(folder / "tokenizer_config.json", settings)

@@ -18,6 +18,9 @@ from checkpoints import write_llama
 from torch import Tensor
 
 from mint.config import AlignSettings
+from mint.pipeline import _student
+from mint.training import Trainer
+from mint.training.batches import token_pairs
 from mint.types import PreferencePair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,3 +157,18 @@ def write_chat_template(folder: Path) -> Path:
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({**settings, "chat_template": CHAT_TEMPLATE}))
     return folder
+
+
+def trainer_of(model: Path, out: Path, count: int = 6, held_out: int = 0, **changes: Any) -> Trainer:
+    """A trainer on plain-string pairs with a fresh adapter, as `align` builds it; the last pairs are held out."""
+    settings = run_settings(model=str(model), out=str(out), **changes)
+    decoder, config = _student(settings)
+    decoder.network.model.recompute = bool(settings.recompute)
+    pairs = token_pairs(text_pairs(count + held_out), decoder.tokenizer, settings)
+    return Trainer(decoder, settings, out, pairs[:count], pairs[count:], config)
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics without what differs from run to run."""
+    timings = ("tokens_per_second", "step_seconds", "peak_memory_bytes")
+    return [{name: value for name, value in row.items() if name not in timings} for row in rows]

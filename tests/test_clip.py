@@ -151,17 +151,18 @@ def without(path: str) -> Callable[[ClipModel, object], None]:
     return mutate
 
 
-def mean_pooled(model: ClipModel, _: object) -> None:
-    """The vision tower's last state pooled by its mean instead of its class token."""
-    model.vision_model.forward = lambda pixels: model.vision_model.post_layernorm(  # type: ignore[method-assign]
-        model.vision_model.encoder(model.vision_model.pre_layrnorm(model.vision_model.embeddings(pixels))).mean(1)
+def pooled_elsewhere(model: ClipModel, _: object) -> None:
+    """The picture pooled at its first patch instead of its class token."""
+    vision = model.vision_model
+    vision.forward = lambda pixels: vision.post_layernorm(  # type: ignore[method-assign]
+        vision.encoder(vision.pre_layrnorm(vision.embeddings(pixels)), torch.ones(len(pixels), dtype=torch.long))
     )
 
 
 def last_end(model: ClipModel, _: object) -> None:
     text = model.text_model
     text.forward = lambda ids: text.final_layer_norm(  # type: ignore[method-assign]
-        text.encoder(text.embeddings(ids), causal=True)[:, -1]
+        text.encoder(text.embeddings(ids), torch.full((len(ids),), ids.shape[1] - 1), causal=True)
     )
 
 
@@ -179,7 +180,7 @@ MUTATIONS: dict[str, Callable[[ClipModel, Any], None]] = {
     "pre_layrnorm lost": without("vision_model.pre_layrnorm"),
     "post_layernorm lost": without("vision_model.post_layernorm"),
     "final_layer_norm lost": without("text_model.final_layer_norm"),
-    "mean pooling": mean_pooled,
+    "pooled at the first patch": pooled_elsewhere,
     "positions column by column": swapped_grid,
     "pooled at the last end token": last_end,
     "not normalised": lambda _, monkeypatch: monkeypatch.setattr(F, "normalize", lambda x, **_: x),

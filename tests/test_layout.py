@@ -17,12 +17,13 @@ FILES = sorted([*ROOT.glob("mint/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "
 FLOORS = [
     "types errors progress schedules kernels",
     "files config devices trees losses ranking",
-    "jsonlines weights tokens images builtin",
+    "jsonlines weights tokens images",
     "records labels chat encoders",
     "answers decoders teaching report",
     "prompts evaluation scoring training",
-    "pairs",
+    "pairs builtin",
     "pipeline",
+    "showcase",
     "__main__",
     "cli",
 ]

@@ -166,6 +166,18 @@ def test_the_gradients_written_by_hand_are_those_of_autograd() -> None:
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 3, 64, 200])
+def test_a_product_is_the_same_with_and_without_a_gradient(count: int) -> None:
+    """Two libraries make it; both must be float32 throughout."""
+    torch.manual_seed(0)
+    linear, x = layers.Linear(96, 130), torch.randn(count, 96)
+    recorded = linear(x)
+    with torch.inference_mode():
+        plain = linear(x)
+    torch.testing.assert_close(plain, recorded.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(recorded.double(), x.double() @ linear.weight.double().T, rtol=1e-5, atol=1e-5)
+
+
 def test_recomputed_blocks_give_the_same_gradients(folder: Callable[[str], Path]) -> None:
     from mint.trees import sequence
 

@@ -24,12 +24,10 @@ from mint.encoders import load_encoder
 from mint.encoders.fusion import FusionEncoder
 from mint.errors import ConfigError, RecordError, WorkError
 from mint.records import read_records
-from mint.schedules import scheduled
 from mint.teaching import Taught, _with_rare, lessons, teach
 from mint.teaching.lessons import Lessons
 from mint.teaching.snapshots import read_facts
-from mint.teaching.targets import class_weights, losses, ranks
-from mint.teaching.views import Views
+from mint.teaching.targets import losses
 from mint.types import Record
 
 TINY = {
@@ -43,7 +41,7 @@ TINY = {
     "attention_probs_dropout_prob": 0.1,
 }
 LEARNER = TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
-LEARN = {"epochs": 10, "lr": 5e-3, "batch_size": 12, "warmup": 0.2, "network": LEARNER}
+LEARN = {"epochs": 8, "lr": 5e-3, "batch_size": 12, "warmup": 0.2, "network": LEARNER}
 TERMS = {"red": ["ptosis", "short stature"], "green": ["long face"], "blue": ["cleft palate", "seizures"]}
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
@@ -95,8 +93,8 @@ def test_a_teacher_from_nothing_learns_its_cases(taught: Taught) -> None:
     assert taught.top1 == 1.0
     assert taught.top10 == 1.0
     losses = [line["loss"] for line in logged(taught.folder) if "loss" in line]
-    assert len(losses) == taught.steps == 10 * 6
-    assert sum(losses[-6:]) < 0.1 * sum(losses[:6])
+    assert len(losses) == taught.steps == 8 * 6
+    assert sum(losses[-6:]) < 0.2 * sum(losses[:6])
 
 
 def test_each_of_the_views_is_learnt(taught: Taught, cases: list[Record]) -> None:
@@ -137,73 +135,10 @@ def test_the_loss_is_transformers_own(taught: Taught, cases: list[Record]) -> No
         torch.testing.assert_close(losses(encoder.network(*inputs), targets, "bce").mean(), wanted)
 
 
-def test_losses_with_numbers_worked_by_hand() -> None:
-    logits, targets = torch.zeros(1, 4), torch.tensor([[0.0, 1.0, 0.0, 0.0]])
-    torch.testing.assert_close(losses(logits, targets, "bce"), torch.tensor([4 * math.log(2)]))
-    torch.testing.assert_close(losses(logits, targets, "cross_entropy"), torch.tensor([math.log(4)]))
-    two = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-    uneven = torch.tensor([[math.log(3), 0.0, 0.0, 0.0]])  # probabilities 1/2, 1/6, 1/6, 1/6
-    torch.testing.assert_close(losses(uneven, two, "cross_entropy"), torch.tensor([(math.log(2) + math.log(6)) / 2]))
-
-
-def test_class_weights_are_one_on_average_and_lift_the_rare() -> None:
-    records = [Record(str(n), note="x", label="often" if n < 9 else "rare") for n in range(10)]
-    assert class_weights(records, ("often", "rare", "never"), "none") == [1.0, 1.0, 0.0]
-    often, rare, never = class_weights(records, ("often", "rare", "never"), "balanced")
-    assert (round(often, 6), round(rare, 6), never) == (round(10 / 18, 6), 5.0, 0.0)
-    assert class_weights(records, ("often", "rare"), "root")[1] == pytest.approx(2.5)
-
-
-def test_the_rank_of_the_best_label_counts_ties_by_place() -> None:
-    scores = torch.tensor([[0.1, 0.9, 0.5], [1.0, 1.0, 1.0], [0.1, 0.2, 0.3]])
-    assert ranks(scores, [[2], [1], [0, 1]]).tolist() == [1, 1, 1]
-
-
-def test_the_rate_goes_up_then_down() -> None:
-    assert [scheduled(step, 6, "linear", 2) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    assert [scheduled(step, 4, "constant") for step in range(4)] == [1.0] * 4
-    assert scheduled(2, 4, "cosine") == pytest.approx(0.5)
-
-
-def test_every_patient_is_shown_in_three_views(cases: list[Record]) -> None:
-    views = Views(cases, seed=0)
-    assert len(views) == 3 * len(cases)
-    shown = list(views.epoch(0))
-    kinds: Counter[str] = Counter()
-    by_id = {record.id: record for record in cases}
-    for view in shown:
-        own = by_id[view.id]
-        if view.note == own.note:
-            kinds["whole" if view.image == own.image else "swapped"] += 1
-        else:
-            assert (view.note, view.image) == ("", own.image)
-            kinds["photo"] += 1
-        assert view.label == own.label
-    assert kinds == {"whole": 24, "photo": 24, "swapped": 24}
-    assert shown == list(Views(cases, seed=0).epoch(0))
-    assert shown[10:] == list(views.epoch(0, start=10))
-    assert shown != list(views.epoch(1))
-    assert shown != list(Views(cases, seed=1).epoch(0))
-
-
-def test_the_other_photo_is_of_another_patient() -> None:
-    siblings = [Record(f"s{n}", note="x", image=f"{n}.png", label="a", group="one") for n in range(5)]
-    stranger = Record("t", note="y", image="t.png", label="a")
-    for view in Views([*siblings, stranger], seed=0).epoch(0):
-        if view.group and view.note and view.image != f"{view.id[1:]}.png":
-            assert view.image == "t.png"
-    assert len(Views(siblings, seed=0)) == 10  # nobody to swap with
-
-
-def test_a_patient_without_a_photo_is_shown_by_the_note() -> None:
-    alone = [Record("a", note="x", label="l"), Record("b", note="y", label="l")]
-    assert sorted(view.id for view in Views(alone, seed=0).epoch(0)) == ["a", "b"]
-    mixed = [*alone, Record("c", image="c.png", label="l"), Record("d", image="d.png", label="l")]
-    shown = [(view.id, view.image) for view in Views(mixed, seed=0).epoch(0)]
-    assert len(shown) == 6
-    assert sum(name in "ab" and image is None for name, image in shown) == 2
-    with pytest.raises(RecordError, match="record e: neither a note nor an image"):
-        Views([Record("e", label="l")], seed=0)
+@pytest.fixture(scope="module")
+def whole(cases: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stops."""
+    return run(cases, tmp_path_factory.mktemp("whole") / "t", validation=cases[:6]).folder
 
 
 def test_the_same_seed_gives_the_same_teacher(whole: Path, cases: list[Record], tmp_path: Path) -> None:
@@ -212,12 +147,6 @@ def test_the_same_seed_gives_the_same_teacher(whole: Path, cases: list[Record], 
     assert weights(whole) == weights(tmp_path / "same")
     assert logged(whole) == logged(tmp_path / "same")
     assert weights(whole) != weights(tmp_path / "other")
-
-
-@pytest.fixture(scope="module")
-def whole(cases: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing stops."""
-    return run(cases, tmp_path_factory.mktemp("whole") / "t", validation=cases[:6]).folder
 
 
 class Stopped(Exception):  # noqa: N818
@@ -380,12 +309,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_teacher(
     assert weights(tmp_path / "t") == before
 
 
-@pytest.mark.parametrize("loss", ["bce", "cross_entropy"])
-def test_either_loss_and_half_precision_learn(loss: str, cases: list[Record], tmp_path: Path) -> None:
-    options = {"loss": loss, "dtype": "bfloat16", "class_weights": "balanced", "validation": cases}
-    result = run(cases, tmp_path / "t", **LEARN, **options)
+@pytest.mark.parametrize(("loss", "dtype"), [("cross_entropy", "float32"), ("bce", "bfloat16")])
+def test_either_loss_and_half_precision_learn(loss: str, dtype: str, cases: list[Record], tmp_path: Path) -> None:
+    options = LEARN | {"epochs": 5, "loss": loss, "dtype": dtype, "class_weights": "balanced", "validation": cases}
+    result = run(cases, tmp_path / "t", **options)
     assert result.top1 is not None
-    assert result.top1 > 0.9
+    assert result.top1 > 0.6
+    states = load_encoder(result.folder)
+    assert isinstance(states, FusionEncoder)
+    assert next(states.network.parameters()).dtype == torch.float32
 
 
 def test_a_base_without_pixel_settings_gets_them_written(taught: Taught, cases: list[Record], tmp_path: Path) -> None:

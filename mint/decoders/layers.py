@@ -20,6 +20,22 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q (N, H, d), k (N, K, d), v (N, K, d)) -> (N, H, d): who sees whom."""
 
 
+_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+class Linear(nn.Linear):
+    """x Wᵀ without a bias. On a processor, and where no gradient is wanted, float32 goes through oneDNN, as bfloat16 does
+    anyway: for the few rows of a step of generation it is faster than the BLAS that torch takes for float32."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(width, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = _onednn is None or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled()
+        out: Tensor = F.linear(x, self.weight) if plain else _onednn(x, self.weight, None, "none", [], "")
+        return out
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) in float32, cast to the dtype of x, and only then times the weight."""
 
@@ -78,6 +94,14 @@ class SwiGLU(torch.autograd.Function):
         return d_gate, d_up
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; nothing is recorded where no gradient is wanted, for that costs more than a short row itself."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
+    out: Tensor = SwiGLU.apply(gate, up)
+    return out
+
+
 class Rotation(torch.autograd.Function):
     """x cos + rotate_half(x) sin on the halves of each head, as stored (not interleaved); its gradient turns back."""
 
@@ -100,6 +124,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
     new_left, new_right = out.chunk(2, dim=-1)
     torch.mul(left, cos, out=new_left).addcmul_(right, sin, value=-way)
     torch.mul(right, cos, out=new_right).addcmul_(left, sin, value=way)
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (N, H, d) turned by its position's angles: (N, H, d)."""
+    if not torch.is_grad_enabled():
+        return _rotate(x, cos, sin, 1)
+    out: Tensor = Rotation.apply(x, cos, sin)
     return out
 
 
@@ -136,16 +168,16 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, kv_heads: int, head_width: int, layer: int) -> None:
         super().__init__()
         self.head_width, self.layer = head_width, layer
-        self.q_proj = nn.Linear(width, heads * head_width, bias=False)
-        self.k_proj = nn.Linear(width, kv_heads * head_width, bias=False)
-        self.v_proj = nn.Linear(width, kv_heads * head_width, bias=False)
-        self.o_proj = nn.Linear(heads * head_width, width, bias=False)
+        self.q_proj = Linear(width, heads * head_width)
+        self.k_proj = Linear(width, kv_heads * head_width)
+        self.v_proj = Linear(width, kv_heads * head_width)
+        self.o_proj = Linear(heads * head_width, width)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_width)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = Rotation.apply(q, *angles), Rotation.apply(k, *angles)
+        q, k = rotate(q, *angles), rotate(k, *angles)
         out: Tensor = self.o_proj(attend(self.layer, q, k, v).flatten(1))
         return out
 
@@ -155,12 +187,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.gate_proj = Linear(width, inner)
+        self.up_proj = Linear(width, inner)
+        self.down_proj = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(SwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
+        out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return out
 
 

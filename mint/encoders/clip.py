@@ -85,10 +85,10 @@ class ClipAttention(nn.Module):
         self.q_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.heads = heads
 
-    def forward(self, x: Tensor, causal: bool, rows: int | None) -> Tensor:
-        out: Tensor = self.out_proj(
-            attend(self.q_proj(x[:, :rows]), self.k_proj(x), self.v_proj(x), self.heads, causal=causal)
-        )
+    def forward(self, query: Tensor, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """query (B, Q, D) over x (B, T, D) -> (B, Q, D)."""
+        parts = self.q_proj(query), self.k_proj(x), self.v_proj(x)
+        out: Tensor = self.out_proj(attend(*parts, self.heads, mask=mask, causal=causal))
         return out
 
 
@@ -104,7 +104,7 @@ class ClipMlp(nn.Module):
 
 
 class ClipLayer(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)). With `rows`, only the first rows come out."""
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: TextConfig | VisionConfig) -> None:
         super().__init__()
@@ -114,8 +114,18 @@ class ClipLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = ClipMlp(width, config.intermediate_size, config.hidden_act)
 
-    def forward(self, x: Tensor, causal: bool = False, rows: int | None = None) -> Tensor:
-        x = x[:, :rows] + self.self_attn(self.layer_norm1(x), causal, rows)
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        states = self.layer_norm1(x)
+        x = x + self.self_attn(states, states, None, causal)
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
+
+    def one(self, x: Tensor, at: Tensor, causal: bool) -> Tensor:
+        """What `forward` has at token `at` (B,) of each row, (B, 1, D), without computing the others."""
+        row = torch.arange(len(x), device=x.device)
+        seen = torch.arange(x.shape[1], device=x.device) <= at[:, None] if causal else None
+        states = self.layer_norm1(x)
+        x = x[row, at][:, None] + self.self_attn(states[row, at][:, None], states, seen, causal=False)
         out: Tensor = x + self.mlp(self.layer_norm2(x))
         return out
 
@@ -125,11 +135,13 @@ class ClipEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, causal: bool = False, rows: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, at: Tensor, causal: bool = False) -> Tensor:
+        """States (B, T, D) -> the last state of token `at` (B,) of each row: (B, D)."""
         for layer in self.layers[:-1]:
             x = layer(x, causal)
-        out: Tensor = self.layers[-1](x, causal, rows)
-        return out
+        last = self.layers[-1]
+        assert isinstance(last, ClipLayer)
+        return last.one(x, at, causal)[:, 0]
 
 
 class TextEmbeddings(nn.Module):
@@ -154,10 +166,9 @@ class TextModel(nn.Module):
         self.eos = config.eos_token_id
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.encoder(self.embeddings(ids), causal=True)
         # argmax finds the first of equals: texts are padded with the end token itself, and the first one is the end.
         end = ids.argmax(1) if self.eos == LEGACY_EOS else (ids == self.eos).int().argmax(1)
-        out: Tensor = self.final_layer_norm(x[torch.arange(len(ids), device=ids.device), end])
+        out: Tensor = self.final_layer_norm(self.encoder(self.embeddings(ids), end, causal=True))
         return out
 
 
@@ -186,8 +197,8 @@ class VisionModel(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.encoder(self.pre_layrnorm(self.embeddings(pixels)), rows=1)
-        out: Tensor = self.post_layernorm(x[:, 0])
+        first = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+        out: Tensor = self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pixels)), first))
         return out
 
 

@@ -28,13 +28,32 @@ class Encoder(ABC):
     def score_batch(self, records: Sequence[Record]) -> Tensor:
         """Scores (n, C) float32 of n records, on the CPU."""
 
-    def score_batches(self, records: Iterable[Record]) -> Iterator[tuple[list[Record], Tensor]]:
-        """Each batch of records with its scores; no more than one batch is held."""
+    def score_batches(
+        self, records: Iterable[Record], skipped: list[str] | None = None
+    ) -> Iterator[tuple[list[Record], Tensor]]:
+        """Each batch of records with its scores; no more than one batch is held.
+
+        A record that cannot be scored is refused by name; with a list for `skipped` it is left out and named there.
+        """
         total = len(records) if isinstance(records, Sized) else None
         with Progress("scoring", total, "record") as bar:
             for batch in in_batches(records, self.batch_size):
-                yield batch, self.score_batch(batch)
+                try:
+                    yield batch, self.score_batch(batch)
+                except RecordError:
+                    if skipped is None:
+                        raise
+                    yield from self._one_by_one(batch, skipped)
                 bar.advance(len(batch))
+
+    def _one_by_one(self, records: Sequence[Record], skipped: list[str]) -> Iterator[tuple[list[Record], Tensor]]:
+        for record in records:
+            try:
+                scores = self.score_batch([record])
+            except RecordError as error:
+                skipped.append(str(error))
+            else:
+                yield [record], scores
 
     def scores(self, records: Iterable[Record]) -> Tensor:
         """Scores of all records: (N, C) float32."""

@@ -36,9 +36,11 @@ class ScoreFile(Encoder):
         stated, self.table, self.rows = _read_array(self.path) if _is_array(self.path) else _read_lines(self.path)
         self.classes, self.columns = select(stated, len(stated), classes, str(self.path))
 
-    def score_batches(self, records: Iterable[Record]) -> Iterator[tuple[list[Record], Tensor]]:
+    def score_batches(
+        self, records: Iterable[Record], skipped: list[str] | None = None
+    ) -> Iterator[tuple[list[Record], Tensor]]:
         if self.rows is not None:
-            yield from super().score_batches(records)
+            yield from super().score_batches(records, skipped)
             return
         start = 0
         for batch in in_batches(records, self.batch_size):

@@ -47,9 +47,11 @@ class ClipEncoder(Encoder):
         self.prototypes = self._prototypes()
         self.cache = None if cache is None else FeatureCache(cache, network, settings)
 
-    def score_batches(self, records: Iterable[Record]) -> Iterator[tuple[list[Record], Tensor]]:
+    def score_batches(
+        self, records: Iterable[Record], skipped: list[str] | None = None
+    ) -> Iterator[tuple[list[Record], Tensor]]:
         try:
-            yield from super().score_batches(records)
+            yield from super().score_batches(records, skipped)
         finally:
             if self.cache is not None:
                 self.cache.flush()

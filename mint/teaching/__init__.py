@@ -95,8 +95,7 @@ def _with_rare(train: list[Record], judged: list[Record]) -> tuple[list[Record],
     """Held-out cases of a class that is nowhere else go to the training side, with all of their group, unless their
     own `split` put them where they are: what cannot be learnt cannot be judged."""
     known = {label for record in train for label in labels_of(record)}
-    back = {
-        record.group or record.id for record in judged if not record.split and not known.issuperset(labels_of(record))
-    }
+    unknown = [record for record in judged if not (record.split or known.issuperset(labels_of(record)))]
+    back = {record.group or record.id for record in unknown}
     moved = [record for record in judged if (record.group or record.id) in back]
     return train + moved, [record for record in judged if (record.group or record.id) not in back]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
-from ..devices import peak_memory
+from ..devices import keep_freed_memory, peak_memory
 from ..errors import ConfigError, WorkError
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
@@ -45,6 +45,8 @@ class Trainer:
     reference: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.decoder.device.type == "cpu":
+            keep_freed_memory()
         layers = lora.adapted(self.decoder.network)
         self.weights = {
             f"{name}.{side}": getattr(layer, side) for name, layer in layers.items() for side in ("lora_A", "lora_B")
@@ -169,7 +171,7 @@ class Trainer:
         everything = [*self.pairs, *self.held_out]
         groups = list(split(everything, self.settings.tokens_per_batch, self.decoder.picture_tokens))
         with torch.no_grad(), lora.switched_off(self.decoder.network):
-            for group in progress(groups, "reference", len(groups), "batch"):
+            for group in progress(groups, "reference", len(groups), "group"):
                 part = batch(group, with_prompt=False)
                 sums = part.tree.path_sums(self.decoder.token_logp(part.tree).cpu()).view(-1, PATHS)
                 for pair, row in zip(group, sums[:, [CHOSEN, REJECTED]], strict=True):
@@ -179,7 +181,7 @@ class Trainer:
         """Everything that the rest of the run depends on, in one file."""
         tensors = self.state() | {"random.cpu": torch.get_rng_state()}
         if self.reference:
-            tensors["reference"] = torch.stack(list(self.reference.values()))
+            tensors["reference"] = torch.stack([self.reference[pair.id] for pair in (*self.pairs, *self.held_out)])
         if self.decoder.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.decoder.device)
         best = self.best if self.best < math.inf else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..config import AlignSettings
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, WorkError
 from ..files import read_json, replacing, write_json, write_text
 from ..weights.tensorfiles import TensorReader, read_header, write_tensors
 
@@ -28,13 +29,24 @@ _JSON = "json"
 
 
 @contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkError(
+            f"{path}: cannot be written ({error.strerror}); free some space or give another --out"
+        ) from error
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process: a second run into it is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(handle)
         raise ConfigError(f"{folder}: another run is writing here; wait for it or give another --out") from None
     try:
@@ -57,8 +69,9 @@ def check_new(folder: Path) -> None:
 
 
 def write_run(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """run.json: every resolved setting, and the facts of this machine that results depend on."""
-    write_json(folder / "run.json", {"settings": dict(settings), **facts, "torch": torch.__version__})
+    """run.json: every resolved setting, and what else the results depend on."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    write_json(folder / "run.json", {"settings": dict(settings), **facts, "versions": versions})
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -135,7 +148,7 @@ class Metrics:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with _writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
 

@@ -2,9 +2,9 @@
 
     python tests/bench/align.py [--sizes 30M 120M] [--lengths 512/64/64 256/128/128] [--dtypes float32 bfloat16]
 
-Time: both sides in one process, step about, median. Memory: each side in a process of its own, the peak above what is
-resident when the model is loaded. `gemm_share` is the part of the machine's own matrix-product rate that our step
-reaches, counting each token once, two products per frozen weight and two per vocabulary row.
+Each side runs in a process of its own, as a user would run it; they step about, and medians are compared. Memory is
+the peak above what is resident when the model is loaded. `gemm_share` is the part of the machine's own matrix-product
+rate that our step reaches, counting each token once, two products per frozen weight and two per vocabulary row.
 """
 
 from __future__ import annotations
@@ -150,28 +150,26 @@ def needed(size: str, lengths: str) -> tuple[float, int]:
 
 
 def compare(size: str, lengths: str, dtype: str, rounds: int, recompute: bool) -> dict[str, Any]:
-    """Both sides step about; the ratio of medians, and memory from two children."""
+    """Both sides step about, each in its own process, as a user would run it; the ratio of medians."""
+    operations, tokens = needed(size, lengths)
     with tempfile.TemporaryDirectory() as place:
         folder = make(Path(place), size)
-        memory = {side: _memory(side, folder, lengths, dtype, recompute) for side in ("ours", "peers")}
-        sides = {
-            "ours": ours(folder, lengths, dtype, recompute)[0],
-            "peers": peers(folder, lengths, dtype, recompute)[0],
-        }
-        losses = {side: step() for side, step in sides.items()}
-        times: dict[str, list[float]] = {side: [] for side in sides}
+        sides = {side: Side(side, folder, lengths, dtype, recompute) for side in ("ours", "peers")}
+        first = {name: side.step() for name, side in sides.items()}
+        times: dict[str, list[float]] = {name: [] for name in sides}
         rates = []
-        operations, tokens = needed(size, lengths)
         for _ in range(rounds):
-            for side, step in sides.items():
-                start = time.perf_counter()
-                step()
-                times[side].append(time.perf_counter() - start)
+            for name, side in sides.items():
+                times[name].append(side.step()["seconds"])
             rates.append(gemm_rate(size, tokens, dtype))
-    seconds = {side: statistics.median(values) for side, values in times.items()}
+        last = {name: side.step() for name, side in sides.items()}
+        for side in sides.values():
+            side.close()
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    memory = {name: int(found["peak"]) for name, found in last.items()}
     return {
         "bench": "align", "size": size, "lengths": lengths, "dtype": dtype, "recompute": recompute,
-        "loss_ours": losses["ours"], "loss_peers": losses["peers"],
+        "loss_ours": first["ours"]["loss"], "loss_peers": first["peers"]["loss"],
         "seconds_ours": round(seconds["ours"], 3), "seconds_peers": round(seconds["peers"], 3),
         "time_ratio": round(seconds["ours"] / seconds["peers"], 3),
         "memory_ours": memory["ours"], "memory_peers": memory["peers"],
@@ -180,20 +178,45 @@ def compare(size: str, lengths: str, dtype: str, rounds: int, recompute: bool) -
     }  # fmt: skip
 
 
-def _memory(side: str, folder: Path, lengths: str, dtype: str, recompute: bool) -> int:
-    words = [sys.executable, __file__, "--child", side, str(folder), lengths, dtype, str(int(recompute))]
-    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    return int(out.strip().splitlines()[-1])
+class Side:
+    """One side in a process of its own, which makes a step when it is asked."""
+
+    def __init__(self, side: str, folder: Path, lengths: str, dtype: str, recompute: bool) -> None:
+        words = [sys.executable, __file__, "--child", side, str(folder), lengths, dtype, str(int(recompute))]
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def step(self) -> dict[str, float]:
+        """Loss and seconds of one step, and the peak bytes above the loaded model so far."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                found: dict[str, float] = json.loads(line)
+                return found
+        raise RuntimeError("a side of the comparison ended before its step")
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def child(side: str, folder: str, lengths: str, dtype: str, recompute: str) -> None:
-    """Peak bytes of two steps above what is resident before the first."""
+    """Steps on request; the peak is counted from what is resident before the first."""
     step, _ = {"ours": ours, "peers": peers}[side](Path(folder), lengths, dtype, bool(int(recompute)))
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
-    step(), step()
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(int(peak.split()[1]) * 1024 - before)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        loss = step()
+        seconds = time.perf_counter() - start
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        found = {"loss": loss, "seconds": seconds, "peak": int(peak.split()[1]) * 1024 - before}
+        print(json.dumps(found), flush=True)
 
 
 def main() -> None:

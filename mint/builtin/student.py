@@ -1,0 +1,173 @@
+"""How the shipped base decoder was made: a tiny Llama trained from nothing on made-up conversations about patients.
+
+It is to be what a real base model is for a rare disease: it knows the language, the names and the form of an answer, and
+half of the medicine. So the conversations are written by somebody who knows, of each disease, only a share of its
+findings (drawn once), reads the note alone, and lists ten diseases in a somewhat random order of what follows from that.
+No patient occurs twice, and none of them occurs in any task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..answers import answer_text
+from ..chat import ChatTokenizer
+from ..decoders.llama import Llama, LlamaConfig
+from ..encoders.encoder import in_batches
+from ..files import write_json
+from ..kernels import tree_attention, tree_layout
+from ..progress import Progress
+from ..prompts import prompt_messages
+from ..schedules import scheduled
+from ..tokens import CHAT_SPECIAL, learn_chat_tokenizer, write_chat_tokenizer
+from ..trees import Text, token_tree
+from ..types import Message
+from ..weights.shards import write_checkpoint
+from .face_terms import photo_findings
+from .population import Findings, Population
+from .rare_disease import Patient, classes, draw_patients, population
+from .syndromes import diseases
+
+KNOWN = 0.5
+"""Share of a disease's findings that the writer of the conversations knows."""
+SWAY = 0.5
+"""How random the order of a list is: the scale of the Gumbel noise on the log posterior."""
+LISTED = 10
+STEPS, BATCH, RATE, WARMUP, SAMPLE = (800,), 16, 3e-3, 40, 3000
+_SEED = 8_000_001  # patients of this seed are drawn for no other purpose
+_DATE = "26 Jul 2024"
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 1536,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.05,
+    "torch_dtype": "float32",
+}
+TEMPLATE = (
+    "{{- bos_token }}{%- set told = '' %}{%- if messages[0]['role'] == 'system' %}"
+    "{%- set told = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}{%- endif %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\n"
+    f"Today Date: {_DATE}\\n\\n' + told + '<|eot_id|>' }}}}"
+    "{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+)
+"""Llama 3's chat template with a fixed date, so that the same note is the same prompt on every day."""
+
+
+def make_student(out: Path, steps: Sequence[int] = STEPS, seed: int = 0) -> None:
+    """Learn the tokenizer, train for rounds of so many steps on new conversations, and write the folder."""
+    torch.manual_seed(seed)
+    sample = list(conversations(SAMPLE, _SEED + seed))
+    texts = [text for messages, answer in sample for text in (messages[0]["content"], answer)]
+    tokenizer = learn_chat_tokenizer([*texts, *_frame()], CONFIG["vocab_size"])
+    chat = ChatTokenizer(tokenizer, (), CHAT_SPECIAL[4], date=_DATE)
+    config = CONFIG | {"bos_token_id": chat.special(CHAT_SPECIAL[0]), "eos_token_id": chat.special(CHAT_SPECIAL[4])}
+    network = _new_network(config, seed)
+    for number, count in enumerate(steps):
+        _train(network, chat, count, seed + number)
+    tensors = {n: p.detach() for n, p in network.state_dict().items() if n != "lm_head.weight"}
+    write_checkpoint(out, tensors.items(), config)
+    write_chat_tokenizer(tokenizer, out, TEMPLATE)
+    write_json(out / "generation_config.json", {"eos_token_id": [config["eos_token_id"]]})
+
+
+def _frame() -> list[str]:
+    """What stands around every conversation, so that it is few tokens."""
+    return [f"\n\nCutting Knowledge Date: December 2023\nToday Date: {_DATE}\n\n", "system", "user", "assistant"] * 50
+
+
+def conversations(count: int, seed: int) -> Iterator[tuple[list[Message], str]]:
+    """Prompt and answer of new patients."""
+    for patient in draw_patients(count, seed, "train"):
+        yield prompt_messages(patient.record(), "note", k=LISTED), answer_text(half_known(patient), "disease")
+
+
+def half_known(patient: Patient) -> list[str]:
+    """The list of one who has read the note and knows a share of the findings of each disease."""
+    known, found = half_table(), patient.findings
+    stated, denied = (frozenset(t for t in terms if t in known.column) for terms in (found.stated, found.denied))
+    seen = Findings(found.shown, found.mentioned, stated, denied)
+    score = known.log_posterior(seen, note=True, image=False)
+    score = score + SWAY * np.random.default_rng([patient.seed, 9]).gumbel(size=len(score))
+    return [classes()[row] for row in np.argsort(-score, kind="stable")[:LISTED]]
+
+
+@cache
+def half_table(seed: int = 0) -> Population:
+    """The table with a share of each disease's findings; the others happen in it by chance alone."""
+    rng = np.random.default_rng([_SEED, seed])
+    known = []
+    for disease in diseases():
+        kept = rng.random(len(disease.findings)) < KNOWN
+        findings = {term: share for (term, share), keep in zip(disease.findings.items(), kept, strict=True) if keep}
+        known.append(replace(disease, findings=findings))
+    clashes = frozenset(frozenset((term, other)) for term, look in photo_findings().items() for other in look.against)
+    return Population(known, tuple(photo_findings()), clashes, population().rates)
+
+
+def _new_network(config: dict[str, Any], seed: int) -> Llama:
+    """Weights drawn from `seed`: normal of one width, but norms one, and the maps back to the stream narrower."""
+    network = Llama(LlamaConfig.read(config))
+    generator = torch.Generator().manual_seed(seed)
+    narrow = (2 * config["num_hidden_layers"]) ** -0.5
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(1.0)
+            else:
+                scale = narrow if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                weight.copy_(torch.randn(weight.shape, generator=generator) * config["initializer_range"] * scale)
+    return network
+
+
+def _train(network: Llama, chat: ChatTokenizer, steps: int, seed: int) -> None:
+    """Every token of the conversation is predicted; those of the answer weigh as much as all others together."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.02, betas=(0.9, 0.98))
+    with Progress("student", steps, "step") as bar:
+        for step, batch in enumerate(in_batches(conversations(steps * BATCH, _SEED + 1 + seed), BATCH)):
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * scheduled(step, steps, "cosine", WARMUP)
+            optimizer.zero_grad(set_to_none=True)
+            note, answer = _losses(network, chat, batch)
+            (0.3 * note + answer).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            bar.advance(1, f"notes {note:.3f}  answers {answer:.3f}")
+
+
+def _losses(
+    network: Llama, chat: ChatTokenizer, batch: list[tuple[list[Message], str]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean negative log-likelihood of the prompts' tokens and of the answers'. What all prompts share counts once."""
+    prompts = [chat.chat_ids(messages, generate=True) for messages, _ in batch]
+    answers = [chat.answer_ids([{"role": "assistant", "content": answer}]) for _, answer in batch]
+    both = [Text([*prompt, *answer], len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+    tree = token_tree([*(Text(prompt) for prompt in prompts), *both])
+    layout = tree_layout(tree.end)
+    hidden = network(tree.ids, tree.position, lambda _, q, k, v: tree_attention(q, k, v, layout))
+    logits = network.lm_head(hidden[tree.sources])
+    each = F.cross_entropy(logits.float(), tree.labels, reduction="none")
+    of_answer = torch.zeros(len(tree.labels), dtype=torch.bool)
+    of_answer[tree.member_edges[tree.member_paths >= len(batch)]] = True
+    return each[~of_answer].mean(), each[of_answer].mean()
