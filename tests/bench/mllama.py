@@ -5,8 +5,8 @@
 
 Both sides hold the same weights and adapters and see the same pictures of four tiles. With a frozen tower the second
 epoch is measured, in which ours reads what it kept. Time: both sides in one process, step about, the ratio of medians.
-Memory: each side in a process of its own, the peak above what is resident when the model is loaded. One JSON line a
-comparison.
+`cpu_ratio` counts the seconds that each side computed, which other users of a shared machine disturb less. Memory: each
+side in a process of its own, the peak above what is resident when the model is loaded. One JSON line a comparison.
 """
 
 from __future__ import annotations
@@ -153,16 +153,19 @@ def compare(folder: Path, options: argparse.Namespace, tower: str) -> dict[str, 
     sides = {name: side(folder, options, tower) for name, side in SIDES.items()}
     losses = {name: step() for name, step in sides.items()}  # the first epoch
     times: dict[str, list[float]] = {name: [] for name in sides}
+    computing: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, step in sides.items():
-            start = time.perf_counter()
+            start, start_computing = time.perf_counter(), time.process_time()
             step()
             times[name].append(time.perf_counter() - start)
-    seconds = {name: statistics.median(values) for name, values in times.items()}
+            computing[name].append(time.process_time() - start_computing)
+    seconds, cpu = ({n: statistics.median(v) for n, v in measured.items()} for measured in (times, computing))
     line = {"bench": "mllama", "tower": tower, "lengths": options.lengths, "tokens_per_batch": options.tokens_per_batch}
     line |= {f"loss_{name}": round(loss, 5) for name, loss in losses.items()}
     line |= {f"seconds_{name}": round(value, 3) for name, value in seconds.items()}
     line["time_ratio"] = round(seconds["ours"] / seconds["peers"], 3)
+    line["cpu_ratio"] = round(cpu["ours"] / cpu["peers"], 3)
     if memory:
         line |= {f"memory_{name}": value for name, value in memory.items()}
         line["memory_ratio"] = round(memory["ours"] / memory["peers"], 3)
