@@ -144,7 +144,8 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
     """
     from . import pipeline
 
-    if cases in (None, "builtin:rare-disease") and not (given["pairs"] or config or resume or dry_run):
+    own_task = cases == "builtin:rare-disease" or (cases is None and given["model"] is None)
+    if own_task and not (given["pairs"] or config or resume or dry_run):
         return _showcase(given, teacher)
     settings = _resolve(given, config, resume)
     skipped: list[str] | None = [] if skip_bad else None

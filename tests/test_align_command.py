@@ -290,7 +290,7 @@ def test_a_wrong_config_is_refused_by_its_name(align: Align, tmp_path: Path, set
 def test_pairs_are_asked_for(model: Path) -> None:
     result = CliRunner().invoke(cli, ["align", "--model", str(model)])
     assert result.exit_code == 2
-    assert "--pairs: nothing to train on; wanted a JSON-lines file of preference pairs" in said(result)
+    assert "wanted --pairs FILE, or CASES with --teacher" in said(result)
 
 
 def test_a_run_in_the_folder_is_refused_and_stays(align: Align, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import CheckpointError, ConfigError
 from ..weights.adapters import Adapter, Pair
+from .layers import Linear, quick_product
 
 ALL_LINEAR = "all-linear"
 HEAD = "lm_head"
@@ -34,6 +35,7 @@ class LoRALinear(nn.Linear):
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.empty(self.out_features, rank, dtype=torch.float32, device=device))
         self.scale, self.dropout, self.enabled = scale, dropout, True
+        self.quick = isinstance(base, Linear)  # the layer that it replaces, so that both give the same bits
 
     def start(self, generator: torch.Generator) -> None:
         """A uniform in ±1/sqrt(in), as PEFT starts it, and B zero: the network begins as its base."""
@@ -45,12 +47,18 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
-            return F.linear(x, self.weight, self.bias)
+            return self.product(x)
         drops = self.training and self.dropout > 0
         rows = x.reshape(-1, self.in_features)
         inner = F.dropout(rows, self.dropout) if drops else None
-        out: Tensor = _LowRank.apply(rows, inner, self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
+        parts = (self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
+        out: Tensor = _LowRank.apply(rows, inner, *parts, self.quick and torch.is_inference_mode_enabled())
         return out.view(*x.shape[:-1], self.out_features)
+
+    def product(self, x: Tensor) -> Tensor:
+        """What the layer was before it was adapted."""
+        quick = self.quick and torch.is_inference_mode_enabled()
+        return quick_product(x, self.weight) if quick else F.linear(x, self.weight, self.bias)
 
     def low(self, x: Tensor) -> Tensor:
         """scale dropout(x) Aᵀ (N, r): what meets B, for a caller that multiplies by the weight itself."""
@@ -74,11 +82,13 @@ class _LowRank(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         scale: float,
+        quick: bool,
     ) -> Tensor:
         a, b = a.to(x.dtype), b.to(x.dtype)
         source = x if inner is None else inner
         low = source @ a.T
-        out = F.linear(x, weight, bias).addmm_(low, b.T, alpha=scale)
+        whole = quick_product(x, weight) if quick else F.linear(x, weight, bias)
+        out = whole.addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(source, low, weight, a, b)
         ctx.scale, ctx.dropped = scale, inner is not None
         return out
@@ -96,7 +106,7 @@ class _LowRank(torch.autograd.Function):
         d_bias = grad.sum(0) if ctx.needs_input_grad[3] else None
         d_a = (d_low.T @ source).float() if ctx.needs_input_grad[4] else None
         d_b = (grad.T @ low).float().mul_(ctx.scale) if ctx.needs_input_grad[5] else None
-        return d_x, d_inner, None, d_bias, d_a, d_b, None
+        return d_x, d_inner, None, d_bias, d_a, d_b, None, None
 
 
 def targets_of(network: nn.Module, targets: str | Sequence[str]) -> list[str]:
