@@ -2,7 +2,7 @@
 
 One JSON line per comparison, on a random Llama of about 120M parameters. Times are never shown, only ratios of medians,
 with both sides and the floor interleaved in one run. The floor of a step is one pass over all weights by bare matrix
-products. `generate` compares whole calls (prompt and new tokens), `decode` the new tokens after the first.
+products. `generate` compares whole calls (prompt and new tokens), `step` single steps of a row that is being written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from checkpoints import llama_config, write_tokenizer  # noqa: E402
 
 from mint.decoders import Decoder, load_decoder  # noqa: E402
-from mint.decoders.generation import Sampling, generate  # noqa: E402
+from mint.generation import Sampling, generate, steps  # noqa: E402
 from mint.progress import set_quiet  # noqa: E402
 
 SIZE = {
@@ -41,10 +41,13 @@ SIZE = {
 }
 
 
+clock = time.perf_counter
+
+
 def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def interleaved(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:
@@ -81,34 +84,43 @@ def write_model(folder: Path, layers: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def named(decoder: Decoder, **more: Any) -> dict[str, Any]:
+    return {"dtype": str(decoder.dtype).removeprefix("torch."), **more}
+
+
 def compare_generation(decoder: Decoder, oracle: Any, batch: int, options: argparse.Namespace) -> None:
-    prompts = torch.randint(0, SIZE["vocab_size"], (batch, options.prompt))
-    once = floor(decoder, batch)
-
-    def ours(count: int) -> Callable[[], Any]:
-        return lambda: generate(decoder.network, prompts.tolist(), count, Sampling(), (), decoder.device)
-
-    def theirs(count: int) -> Callable[[], Any]:
-        fixed = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
-        return lambda: oracle.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), **fixed)
-
-    def passes() -> None:
-        for _ in range(options.new - 1):
-            once()
-
-    count = options.new
+    """Whole calls: the prompts read, and all new tokens."""
+    prompts, new = torch.randint(0, SIZE["vocab_size"], (batch, options.prompt)), options.new
+    fixed = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
     found = interleaved(
-        options.rounds, ours=ours(count), theirs=theirs(count), floor=passes, our_first=ours(1), their_first=theirs(1)
+        options.rounds,
+        ours=lambda: generate(decoder.network, prompts.tolist(), new, Sampling(), (), decoder.device),
+        theirs=lambda: oracle.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), **fixed),
     )
-    our_decode, their_decode = found["ours"] - found["our_first"], found["theirs"] - found["their_first"]
-    named = {"dtype": str(decoder.dtype).removeprefix("torch."), "batch": batch, "prompt": options.prompt, "new": count}
-    say(comparison="generate", **named, times_transformers=found["theirs"] / found["ours"])
+    size = named(decoder, batch=batch, prompt=options.prompt, new=new)
+    say(comparison="generate", **size, times_transformers=found["theirs"] / found["ours"])
+
+
+@torch.inference_mode()
+def compare_steps(decoder: Decoder, oracle: Any, batch: int, options: argparse.Namespace) -> None:
+    """One new token of every row at a time, the sides taking turns; of transformers the bare forward pass."""
+    prompts = torch.randint(0, SIZE["vocab_size"], (batch, options.prompt))
+    made = steps(decoder.network, prompts.tolist(), options.new + 2, lambda logits: logits.argmax(-1), decoder.device)
+    next(made)  # the prompts
+    held = oracle(prompts, use_cache=True, logits_to_keep=1).past_key_values
+    token = torch.zeros(batch, 1, dtype=torch.int64)
+    found = interleaved(
+        options.new,
+        ours=lambda: next(made),
+        floor=floor(decoder, batch),
+        theirs=lambda: oracle(token, past_key_values=held, use_cache=True).logits[:, -1].argmax(-1),
+    )
     say(
-        comparison="decode",
-        **named,
-        times_transformers=their_decode / our_decode,
-        of_the_floor=found["floor"] / our_decode,
-        transformers_of_the_floor=found["floor"] / their_decode,
+        comparison="step",
+        **named(decoder, batch=batch, prompt=options.prompt, steps=options.new),
+        times_transformers=found["theirs"] / found["ours"],
+        of_the_floor=found["floor"] / found["ours"],
+        transformers_of_the_floor=found["floor"] / found["theirs"],
     )
 
 
@@ -124,12 +136,15 @@ def compare_prefill(decoder: Decoder, oracle: Any, options: argparse.Namespace) 
         generate(decoder.network, ids.tolist(), 1, Sampling(), (), decoder.device)
 
     found = interleaved(options.rounds, ours=ours, theirs=theirs)
-    dtype = str(decoder.dtype).removeprefix("torch.")
-    say(comparison="prefill", dtype=dtype, tokens=options.prefill, times_transformers=found["theirs"] / found["ours"])
+    ratio = found["theirs"] / found["ours"]
+    say(comparison="prefill", **named(decoder, tokens=options.prefill), times_transformers=ratio)
 
 
 def main() -> None:
+    global clock
     options = parse()
+    if options.cpu_time:
+        options.threads, clock = 1, time.thread_time
     torch.set_num_threads(options.threads)
     set_quiet(True)
     logging.disable_progress_bar()
@@ -139,6 +154,7 @@ def main() -> None:
             decoder = load_decoder(folder, device="cpu", dtype=dtype)
             oracle = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
             for batch in options.batches:
+                compare_steps(decoder, oracle, batch, options)
                 compare_generation(decoder, oracle, batch, options)
             compare_prefill(decoder, oracle, options)
 
@@ -153,6 +169,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--cpu-time", action="store_true", help="one thread's own time: for a machine that others use")
     return parser.parse_args()
 
 
