@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from checkpoints import llama_config, write_tokenizer  # noqa: E402
 
 from mint.decoders import Decoder, load_decoder  # noqa: E402
-from mint.generation import Sampling, generate, steps  # noqa: E402
+from mint.decoders.generation import Sampling, generate, steps  # noqa: E402
 from mint.progress import set_quiet  # noqa: E402
 
 SIZE = {
