@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 from students import ids_of, run_cli, text_pairs, transformers_of, write_pairs_file, write_student
 
-from mint.__main__ import cli
+from mint.commands import cli
 from mint.config import AlignSettings
 from mint.decoders import load_decoder
 from mint.training.runs import read_metrics

@@ -25,6 +25,7 @@ FLOORS = [
     "predicting",
     "pipeline",
     "showcase",
+    "commands",
     "__main__",
     "cli",
 ]
@@ -35,7 +36,7 @@ DOORS = {
     "tokenizers": {"mint/tokens.py"},
     "safetensors": {"mint/weights"},
     "huggingface_hub": {"mint/weights"},
-    "click": {"mint/__main__.py"},
+    "click": {"mint/commands"},
     "triton": {"kernels"},
 }
 RUNTIME = {*DOORS, "torch", "numpy"}

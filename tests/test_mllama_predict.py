@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from test_mllama_trees import counting, image_pair
 
 from mint import Record, load_decoder, predict
-from mint.__main__ import cli
+from mint.commands import cli
 from mint.decoders import Decoder
 from mint.errors import RecordError
 from mint.images import open_image

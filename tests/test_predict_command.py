@@ -15,7 +15,7 @@ from checkpoints import write_llama
 from click.testing import CliRunner, Result
 
 import mint
-from mint.__main__ import cli
+from mint.commands import cli
 from mint.decoders import Decoder, load_decoder
 from mint.errors import ConfigError, RecordError, WorkError
 from mint.evaluation.outputs import Output

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mint.__main__ import cli
+from mint.commands import cli
 from mint.pairs.files import read_pairs
 
 CLASSES = [f"disease {number:02}" for number in range(30)]

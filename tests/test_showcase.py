@@ -11,10 +11,10 @@ import torch
 from click.testing import CliRunner
 
 from mint import pipeline, showcase
-from mint.__main__ import cli
 from mint.answers import answer_text, opening
 from mint.builtin.cases import STUDENT, TEACHER, cases, is_builtin
 from mint.builtin.rare_disease import classes, draw_cases, posterior
+from mint.commands import cli
 from mint.config import AlignSettings
 from mint.decoders import load_decoder
 from mint.encoders import load_encoder

@@ -1,0 +1,85 @@
+"""What all commands share: their group, the common options, how results and errors are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from typing import Any
+
+import click
+
+from ..errors import MintError, WorkError
+from ..progress import say, set_quiet
+
+Command = Callable[..., Any]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mint-transfer", prog_name="mint", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Moves what a multimodal model knows into a decoder that sees one modality, by preference optimisation."""
+
+
+def command(*names: str) -> Callable[[Command], click.Command]:
+    """A command with the options that all have; its return value is printed, its errors become one line."""
+
+    def decorate(body: Command) -> click.Command:
+        @wraps(body)
+        def guarded(quiet: bool, as_json: bool, traceback: bool, **words: Any) -> None:
+            set_quiet(quiet)
+            try:
+                _show(body(**words), as_json)
+            except MintError as error:
+                if traceback:
+                    raise
+                click.echo(f"mint: {' '.join(str(error).split())}", err=True)
+                sys.exit(1 if isinstance(error, WorkError) else 2)
+
+        run: Command = guarded
+        for option in (
+            click.option("--quiet", is_flag=True, help="No progress and no remarks on stderr."),
+            click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+            click.option("--traceback", is_flag=True, help="On an error, the whole traceback."),
+        ):
+            run = option(run)
+        for name in names:
+            run = _SHARED[name](run)
+        return cli.command(name=body.__name__.rstrip("_"))(run)
+
+    return decorate
+
+
+_SHARED: dict[str, Callable[[Command], Command]] = {
+    "seed": click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
+    "device": click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    "dtype": click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),
+    "date": click.option("--date", help="The date in the chat template, like '26 Jul 2024'; today's unless given."),
+    "skip_bad": click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them on stderr."),
+}
+
+
+def _show(result: Any, as_json: bool) -> None:
+    """A result on stdout: an object as lines of name and value, rows one by one, or all of it as one JSON object."""
+    if hasattr(result, "as_dict"):
+        click.echo(json.dumps(result.as_dict(), ensure_ascii=False) if as_json else str(result))
+    elif isinstance(result, dict):
+        lines = [f"{name}: {value}" for name, value in result.items()]
+        click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+    elif isinstance(result, Iterator):
+        rows = list(result) if as_json else result
+        click.echo(json.dumps({"rows": rows}, ensure_ascii=False)) if as_json else _print_rows(rows)
+
+
+def _print_rows(rows: Iterable[Any]) -> None:
+    for row in rows:
+        click.echo(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False))
+
+
+def listed(skipped: list[str] | None) -> None:
+    """Say what --skip-bad left out."""
+    for fault in skipped or []:
+        say(f"left out: {fault}")
+    if skipped:
+        say(f"left out {len(skipped)} in all")

@@ -1,0 +1,117 @@
+"""`predict`: one modality in, ranked classes out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from ..errors import ConfigError
+from .frame import command, listed
+
+
+@command("seed", "device", "dtype", "date", "skip_bad")
+@click.argument("cases", required=False)
+@click.option("--note", help="The note of one case.")
+@click.option("--image", help="The picture of one case, for a vision model; with --note it sees both.")
+@click.option(
+    "--modality", type=click.Choice(["note", "image", "both"]), help="What of each case is seen [default: note]."
+)
+@click.option("--kind", type=click.Choice(["disease", "tissue"]), default="disease", show_default=True,
+              help="Of classes.")  # fmt: skip
+@click.option("--meta-masking", is_flag=True, help="Text before an image sees nothing of it, as in Meta's own code.")
+@click.option(
+    "--model", help="Folder or hub name of the decoder [default: that of the newest run, or the shipped one]."
+)
+@click.option("--adapter", help="Adapter folder, ours or PEFT's.")
+@click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")
+@click.option("--mode", type=click.Choice(["rank", "list", "text"]), default="rank", show_default=True,
+              help="Exact probabilities of all labels, the aligned list of --top of them, or free text.")  # fmt: skip
+@click.option("--normalise", type=click.Choice(["sum", "mean", "prior"]), default="sum", show_default=True,
+              help="Rank by a label's log-probability, by its mean per token, or less that after an empty case.")  # fmt: skip
+@click.option("--retrieve", help="File or folder of documents; the passages that fit best stand before the case.")
+@click.option("--retriever", help="BERT checkpoint that finds passages by meaning; unless given, by words (BM25).")
+@click.option("--passages", type=click.IntRange(1), default=3, show_default=True, help="Passages before a case.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Text mode: at most so many."
+)
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="Text mode: 0 takes the likeliest token."
+)
+@click.option("--format", "form", type=click.Choice(["auto", "jsonl", "csv", "table"]), default="auto", show_default=True,
+              help="Of the output; auto: a table for one case, else JSON lines.")  # fmt: skip
+@click.option("--out", help="JSON-lines (or CSV) file of predictions; a run that was killed is taken up again.")
+def predict(cases: str | None, note: str | None, image: str | None, out: str | None, skip_bad: bool, form: str,
+            **words: Any) -> Any:  # fmt: skip
+    """Predict the classes of a note, of a picture, of every case of a file or folder, or of standard input (-): JSON
+    lines, or a note a line.
+
+    \b
+    Example:  python cli.py predict --note "Short stature, webbed neck, pulmonic stenosis."
+    Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
+    """
+    from .. import pipeline
+    from ..evaluation.outputs import Output, printed
+
+    if (cases is None) == (note is None and image is None):
+        raise ConfigError("wanted either CASES (a file, a folder or -), or --note or --image, and not both")
+    if words["model"] is None:
+        words |= _newest(words)
+    words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
+    skipped: list[str] | None = [] if skip_bad else None
+    source = _cases(cases, note, image, skipped)
+    if cases is None and words["mode"] == "text" and out is None and words["retrieve"] is None:
+        return _stream(source[0], **words)
+    words.pop("temperature"), words.pop("seed")
+    if out is None:
+        auto = "jsonl" if cases is not None else "table"
+        return printed(pipeline.predict(source, skipped=skipped, **words), auto if form == "auto" else form)
+    output = Output(out, {"cases": cases, "note": note, "image": image, **words}, form)
+    count = output.write(pipeline.predict(source, skipped=skipped, done=output.done, **words))
+    listed(skipped)
+    return {"out": out, "cases": count}
+
+
+def _cases(cases: str | None, note: str | None, image: str | None, skipped: list[str] | None) -> Any:
+    """What `pipeline.predict` takes: a path, or the records of --note and --image or of standard input."""
+    from ..records import read_stream
+    from ..types import Record
+
+    if cases is None:
+        return [Record("case", note=note or "", image=image)]
+    return read_stream(sys.stdin.buffer, skipped=skipped) if cases == "-" else cases
+
+
+def _newest(words: dict[str, Any]) -> dict[str, Any]:
+    """What the newest run says of a model, its adapter and its closed set, but for what is given."""
+    from .. import showcase
+
+    return {name: value for name, value in showcase.newest().items() if words.get(name) is None}
+
+
+def _stream(one: Any, *, model: str, max_new_tokens: int, temperature: float, seed: int, top: int, modality: str,
+            kind: str, **words: Any) -> dict[str, Any]:  # fmt: skip
+    """Print the answer to one case as it is generated."""
+    from ..decoders import load_decoder
+    from ..predicting import Questioner
+
+    loading = {name: words[name] for name in ("adapter", "device", "dtype", "date", "meta_masking")}
+    decoder = load_decoder(model, **loading)
+    asked = Questioner(decoder, mode="text", modality=modality, kind=kind, top=top, max_new_tokens=max_new_tokens).put(
+        one
+    )
+    ids, said, shown = decoder.tokenizer.chat_ids(asked.messages, generate=True), [], ""
+
+    def hear(_: int, token: int) -> None:
+        nonlocal shown
+        said.append(token)
+        text = decoder.tokenizer.decode(said)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a letter: wait for the rest
+            click.echo(text[len(shown) :], nl=False)
+            shown = text
+
+    decoder.generate([ids], max_new_tokens, temperature, seed=seed, images=[asked.images], on_token=hear)
+    click.echo()
+    return {}

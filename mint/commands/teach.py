@@ -1,0 +1,70 @@
+"""`teach` and `prefer`: a teacher from cases, and preference pairs from a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .frame import command, listed
+
+
+@command("seed", "device")
+@click.argument("cases")
+@click.option("--base", default="none", show_default=True, help="ViLT checkpoint to start from, or none.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the cases.")
+@click.option("--lr", type=float, default=0.0, help="Learning rate; 5e-5 on a checkpoint, 5e-4 from nothing.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Cases of a step.")
+@click.option(
+    "--loss", type=click.Choice(["bce", "cross_entropy"]), default="bce", show_default=True, help="Of the classes."
+)
+@click.option("--class-weights", type=click.Choice(["none", "balanced", "root"]), default="none", show_default=True,
+              help="How much more rare classes count.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Continue the training in --out.")
+@click.option("--out", required=True, help="Folder of the teacher.")
+def teach(cases: str, base: str, out: str, **choices: Any) -> dict[str, Any]:
+    """Train the fusion encoder on cases with photo, note and label.
+
+    \b
+    Example:  python cli.py teach cases.csv --base dandelin/vilt-b32-mlm --out teacher/
+    """
+    from .. import pipeline
+
+    taught = pipeline.teach(cases, out=out, base=None if base == "none" else base, **choices)
+    scores = {"validation_top_1": taught.top1, "validation_top_10": taught.top10}
+    return {"out": str(taught.folder), "classes": len(taught.classes), "steps": taught.steps, **scores}
+
+
+@command("skip_bad")
+@click.argument("cases")
+@click.option("--teacher", required=True, help="ViLT or CLIP checkpoint, GestaltMML's .pt, or a file of scores.")
+@click.option("--modality", type=click.Choice(["note", "image", "both"]), default="note", show_default=True,
+              help="What of a case the student will see.")  # fmt: skip
+@click.option(
+    "--kind", type=click.Choice(["disease", "tissue"]), default="disease", show_default=True, help="Of classes."
+)
+@click.option("--chosen-k", type=click.IntRange(1), help="Classes of the chosen answer [default: 10, tissues 5].")
+@click.option("--rejected-q", type=click.IntRange(1), help="Classes of the rejected answer [default: 15, tissues 5].")
+@click.option("--rejected", type=click.Choice(["bottom", "near", "random"]), default="bottom", show_default=True,
+              help="Where rejected classes come from: the end of the ranking, just below the chosen, anywhere.")  # fmt: skip
+@click.option("--label-first", is_flag=True, help="Put the known label before the teacher's classes.")
+@click.option("--label-within", type=click.IntRange(1), help="Leave out cases whose label the teacher ranks lower.")
+@click.option("--template", help="A text file with the words of the prompt: {note}, {k}, {labels}.")
+@click.option("--temperature", type=float, help="Of the teacher's scores, where they are kept.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random negatives.")
+@click.option("--out", required=True, help="JSON-lines file of pairs.")
+def prefer(cases: str, out: str, skip_bad: bool, template: str | None, **choices: Any) -> dict[str, Any]:
+    """Rank the classes of each case with a teacher and write the preference pairs.
+
+    \b
+    Example:  python cli.py prefer cases.csv --teacher teacher/ --out pairs.jsonl
+    """
+    from .. import pipeline
+    from ..pairs.files import write_pairs
+    from ..prompts import read_template
+
+    words = None if template is None else read_template(template)
+    skipped: list[str] | None = [] if skip_bad else None
+    count = write_pairs(out, pipeline.prefer(cases, skipped=skipped, template=words, **choices))
+    listed(skipped)
+    return {"out": out, "pairs": count}
