@@ -25,6 +25,7 @@ FLOORS = [
     "predicting",
     "pipeline",
     "showcase",
+    "showcase_tissue",
     "commands",
     "__main__",
     "cli",
