@@ -157,11 +157,8 @@ def learn_clip_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     alphabet = [*letters, *(f"{letter}</w>" for letter in letters)]
     bare = Tokenizer(BPE(end_of_word_suffix="</w>"))
     bare.normalizer, bare.pre_tokenizer = _clip_normalizer(), _clip_words()
-    trainer = BpeTrainer(
-        vocab_size=size - len(alphabet) - 2 + len(letters),
-        initial_alphabet=letters,
-        end_of_word_suffix="</w>",
-        show_progress=False,
+    trainer = BpeTrainer(  # merges that are equally frequent go by number, and `special_tokens` numbers the alphabet
+        vocab_size=size - 2, special_tokens=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
     bare.train_from_iterator(texts, trainer)
     merges = [(first, second) for first, second in json.loads(bare.to_str())["model"]["merges"]]

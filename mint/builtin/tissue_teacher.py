@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
         "patch_size": 8,
     },
 }
-STEPS, BATCH, RATE, WARMUP, TILES = 600, 64, 1e-3, 40, 3000
+STEPS, BATCH, RATE, WARMUP, TILES = 450, 64, 1.5e-3, 40, 2000
 _SEED = 7_100_001  # tiles of this seed are drawn for no other purpose
 _SHARPEST = 100.0  # times the cosine
 

@@ -37,7 +37,7 @@ def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSe
     from ..training.runs import holds_run, read_run
 
     values = {name: value for name, value in given.items() if value is not None}
-    if "targets" in values:
+    if isinstance(values.get("targets"), str):
         values["targets"] = tuple(part.strip() for part in values["targets"].split(",") if part.strip())
     out = values.get("out", AlignSettings().out)
     config = out if config is None and resume and holds_run(Path(out)) else config
