@@ -47,7 +47,7 @@ SETTINGS: Mapping[str, Any] = {
     "dtype": "float32",
     "targets": ("language_model", "multi_modal_projector"),
     "lr": 2e-3,
-    "epochs": 3.0,
+    "epochs": 4.0,
     "batch_size": 8,
     "nll": "chosen",
     "cache_gb": 1.0,
@@ -84,9 +84,9 @@ class Told:
 
     def __str__(self) -> str:
         """Systems in percent, each with its 95 % interval, then the places."""
-        rows = [f"{'':12}" + "".join(f"{head:>22}" for head in _COLUMNS.values())]
+        rows = [f"{'':12}" + "".join(f"{head:>26}" for head in _COLUMNS.values())]
         rows += [
-            f"{name:12}" + "".join(f"{_cell(report, key):>22}" for key in _COLUMNS)
+            f"{name:12}" + "".join(f"{_cell(report, key):>26}" for key in _COLUMNS)
             for name, report in self.reports.items()
         ]
         places = [f"{what + ':':13}{where}" for what, where in self.places().items()]
