@@ -3,6 +3,7 @@
 It is to be what a real base model is for tissue: it sees well, knows the names and the form of an answer, and little of
 which is which. So in half of its conversations it describes a tile, nuclei and all, without naming the tissue; in the
 other half it lists tissues as somebody would who has only learnt how many glands a tissue has and how pink it is.
+In training alone the tower also tells the facts that a tile is drawn from, without which so short a run would see little.
 """
 
 from __future__ import annotations

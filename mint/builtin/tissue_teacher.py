@@ -2,7 +2,8 @@
 
 A caption is a sentence that names the tissue, the description of the tile, or both, as captions of published pictures
 are. Each is compared with each tile of the batch; a sentence alone fits every tile of its tissue. Used as a teacher it
-sees the tile alone and compares it with a few sentences about each tissue (`encoders.zeroshot`).
+sees the tile alone and compares it with a few sentences about each tissue (`encoders.zeroshot`). In training alone the
+image tower also tells the facts that a tile is drawn from, so that it learns to look.
 """
 
 from __future__ import annotations
