@@ -49,6 +49,7 @@ def test_its_table_has_every_system_with_intervals(told: story.Told) -> None:
     assert all(words in shown[0] for words in ("top-1, %", "top-5, %", "outside the set, %"))
     assert shown[-1].startswith("next:        python cli.py predict --image ")
     assert told.reports[story.TAUGHT].metrics["outside_set"] == 0
+    assert json.loads(json.dumps(told.as_dict()))["systems"][story.BASE].keys() == {"top_1", "top_5", "outside_set"}
 
 
 def test_its_report_shows_the_same_figures_and_says_that_tiles_are_simulated(told: story.Told) -> None:
