@@ -46,8 +46,9 @@ class NaiveBayes:
         """log p(class | items), (C,); an item that no counted case had says nothing."""
         known = [self.column[item] for item in set(items) if item in self.column]
         joint = self.prior + self.absent.sum(1) + (self.there - self.absent)[:, known].sum(1)
-        found: Floats = joint - joint.max()
-        return found - np.log(np.exp(found).sum())
+        joint -= joint.max()
+        found: Floats = joint - np.log(np.exp(joint).sum())
+        return found
 
     def predict(self, case: str, items: Collection[str]) -> Prediction:
         """All classes, the likeliest first."""

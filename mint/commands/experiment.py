@@ -52,8 +52,8 @@ def _listed(kind: Any) -> Any:
 @click.option("--out", default="runs/experiment", show_default=True, help="Folder; what is finished in it is kept.")
 @click.option(
     "--teacher",
-    help="ViLT or CLIP checkpoint, or a file of scores. Unless given: the shipped one; for a "
-    "file of cases, one that is trained here on its training part.",
+    help="ViLT or CLIP checkpoint, a file of scores, or `bayes`: naive Bayes over all findings. "
+    "Unless given: the shipped one; for a file of cases one that is trained here on its training part.",
 )
 @click.option("--train", type=click.IntRange(2), help="Cases to learn from [default: 800; all of a file].")
 @click.option("--test", type=click.IntRange(2), help="Built-in patients to be judged by [default: 300].")

@@ -74,6 +74,10 @@ class Bench:
     def k(self) -> int:
         return int(self.choices.get("chosen_k") or PAPER_SIZES[self.task.kind][0])
 
+    @property
+    def q(self) -> int:
+        return int(self.choices.get("rejected_q") or PAPER_SIZES[self.task.kind][1])
+
     def ask(self, model: str | Path | Decoder, **more: Any) -> list[Prediction]:
         """What a decoder says of the judged cases, asked in the words of the pairs."""
         asked: dict[str, Any] = {

@@ -3,12 +3,13 @@
     training cases   in folds; each fold is scored by a teacher that was trained on the other folds
     judged cases     scored by a teacher that was trained on all training cases
 
-All scores go to one file (`id`, `scores`), which serves as the teacher from there on.
+All scores go to one file (`id`, `scores`), which serves as the teacher from there on. The teacher is a fusion encoder
+that looks at photo and note, or naive Bayes over all findings of a case, those of the photo among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from .. import pipeline
+from ..bayes import NaiveBayes
 from ..encoders import load_encoder
 from ..errors import ConfigError
 from ..images import open_image
@@ -25,62 +27,67 @@ from ..types import Record
 from .splits import fold_of
 
 SCORES = "scores.jsonl"
+BAYES = "bayes"
+"""What stands for naive Bayes where a teacher is named."""
+
+Rows = Iterator[dict[str, Any]]
+Trains = Callable[[Sequence[Record], Sequence[Record], Sequence[str], Path], Rows]
+"""(cases to learn from, cases to score, classes, folder) -> rows of the file of scores."""
 
 
 def crossfit(
-    learnt: Sequence[Record],
-    judged: Sequence[Record],
-    classes: Sequence[str],
-    folder: Path,
-    folds: int,
-    device: str = "auto",
-    **teaching: Any,
+    learnt: Sequence[Record], judged: Sequence[Record], classes: Sequence[str], folder: Path, folds: int, trains: Trains
 ) -> Path:
-    """The file of scores; what is there of an earlier, stopped run is kept. `teaching` are choices of `teaching.teach`."""
+    """The file of scores; what is there of an earlier, stopped run is kept."""
     if folds < 2:
-        raise ConfigError(
-            f"--folds {folds}: wanted at least 2, so that no teacher scores a case that it was trained on"
-        )
+        raise ConfigError(f"--folds {folds}: wanted at least 2, so that no teacher scores a case that it learnt from")
     if (folder / SCORES).is_file():
         return folder / SCORES
-    learnt, judged = _drawn(learnt), _drawn(judged)
     parts = []
     for number in range(folds):
         others = [record for record in learnt if fold_of(record, folds) != number]
         own = [record for record in learnt if fold_of(record, folds) == number]
         say(f"teacher of fold {number + 1} of {folds}: learns from {len(others):,} cases, scores {len(own):,} others")
-        parts.append(_scored(others, own, classes, folder / f"fold-{number}", device, teaching))
+        parts.append(_scored(others, own, classes, folder / f"fold-{number}", trains))
     say(f"teacher of all: learns from {len(learnt):,} cases, scores the {len(judged):,} that are judged")
-    parts.append(_scored(learnt, judged, classes, folder / "all", device, teaching))
+    parts.append(_scored(learnt, judged, classes, folder / "all", trains))
     write_json_lines(folder / SCORES, (row for part in parts for _, row in read_json_lines(part)))
     return folder / SCORES
 
 
-def _drawn(records: Sequence[Record]) -> list[Record]:
+def _scored(
+    learnt: Sequence[Record], others: Sequence[Record], classes: Sequence[str], folder: Path, trains: Trains
+) -> Path:
+    """Train one teacher, and write its scores of the other cases beside it."""
+    path = folder / SCORES
+    if not path.is_file():
+        if not learnt or not others:
+            raise ConfigError(
+                f"--folds: {len(learnt)} cases to learn from and {len(others)} to score; give fewer folds"
+            )
+        write_json_lines(path, trains(learnt, others, classes, folder))
+    return path
+
+
+def fusion(device: str = "auto", **teaching: Any) -> Trains:
+    """A fusion encoder; `teaching` are choices of `teaching.teach`."""
+
+    def rows(learnt: Sequence[Record], others: Sequence[Record], classes: Sequence[str], folder: Path) -> Rows:
+        labels = {record.label for record in learnt}
+        known = [name for name in classes if name in labels]
+        pipeline.teach(_opened(learnt), out=folder, classes=known, validation=(), device=device, **teaching)
+        yield from _encoded(others, classes, folder, device)
+
+    return rows
+
+
+def _opened(records: Sequence[Record]) -> list[Record]:
     """The cases with their pictures open, since every epoch looks at each of them."""
     pictures = progress(records, "pictures", len(records), "case")
     return [r if r.image is None else replace(r, image=open_image(r.image)) for r in pictures]
 
 
-def _scored(
-    learnt: Sequence[Record],
-    others: Sequence[Record],
-    classes: Sequence[str],
-    folder: Path,
-    device: str,
-    teaching: Mapping[str, Any],
-) -> Path:
-    """Train one teacher, and write its scores of the other cases beside it."""
-    path = folder / SCORES
-    if not path.is_file():
-        labels = {record.label for record in learnt}
-        known = [name for name in classes if name in labels]
-        pipeline.teach(learnt, out=folder, classes=known, validation=(), device=device, **teaching)
-        write_json_lines(path, _rows(others, classes, folder, device))
-    return path
-
-
-def _rows(records: Sequence[Record], classes: Sequence[str], folder: Path, device: str) -> Iterator[dict[str, Any]]:
+def _encoded(records: Sequence[Record], classes: Sequence[str], folder: Path, device: str) -> Rows:
     """Log-probabilities of all classes. One that the teacher had no case of gets the mean of the others: it is neither
     listed nor rejected for that."""
     encoder = load_encoder(folder, device=device)
@@ -88,3 +95,11 @@ def _rows(records: Sequence[Record], classes: Sequence[str], folder: Path, devic
         for record, row in zip(batch, torch.log_softmax(scores.double(), dim=1), strict=True):
             found = dict(zip(encoder.classes, row.tolist(), strict=True))
             yield {"id": record.id, "scores": {name: found.get(name, float(row.mean())) for name in classes}}
+
+
+def bayes(learnt: Sequence[Record], others: Sequence[Record], classes: Sequence[str], _: Path) -> Rows:
+    """Naive Bayes over all findings of a case."""
+    model = NaiveBayes(((record.terms, record.label or "") for record in learnt), classes)
+    for record in others:
+        found = model.log_posterior(record.terms).tolist()
+        yield {"id": record.id, "scores": dict(zip(classes, found, strict=True))}

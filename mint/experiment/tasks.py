@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..builtin.cases import TEACHER
 from ..builtin.portraits import SIMULATED, is_drawn, seen, told, with_drawn_face
-from ..builtin.rare_disease import ceiling, classes, draw_cases, recall
+from ..builtin.rare_disease import Modality, ceiling, classes, draw_cases, recall
 from ..encoders import Encoder, load_encoder
 from ..errors import ConfigError, RecordError
 from ..labels import read_labels
@@ -19,9 +19,10 @@ from ..progress import progress, say
 from ..records import read_records
 from ..showcase import SIDE, TEST, TRAIN
 from ..types import Record
-from .crossfit import crossfit
+from .crossfit import BAYES, bayes, crossfit, fusion
 from .splits import closed_set, fold_of, publication, sides
 
+_MODALITIES: Mapping[str, Modality] = {"note alone": "note", "photo and note": "both"}
 TUNING_PARTS = 5
 """Where the cases come from a file, every fifth publication of the training part is what --tune judges by."""
 
@@ -89,7 +90,7 @@ def _drawn_task(encoder: Encoder, train: int, test: int, split: str, validation:
     judged = tuple(draw_cases(test, 0, split, SIDE))
     best = {
         f"best possible, {words}": {f"top_{k}": share for k, share in ceiling(judged, modality, (1, 10)).items()}
-        for words, modality in (("note alone", "note"), ("photo and note", "both"))
+        for words, modality in _MODALITIES.items()
     }
     return Task(
         name="builtin:rare-disease",
@@ -140,9 +141,12 @@ def file_task(
         raise RecordError(
             f"{path}: {len(learnt)} cases to learn from, {len(judged)} to judge by; some of both are wanted"
         )
-    if teacher is None:
+    remark = _photos_in_words(judged, learnt)
+    if teacher in (None, BAYES):
         teaching = {"base": teacher_base, "epochs": teacher_epochs, "lr": teacher_lr, "loss": "cross_entropy"}
-        teacher = crossfit(learnt, judged, names, folder / "teacher", folds, device, **teaching)
+        trains = bayes if teacher == BAYES else fusion(device, **teaching)
+        remark += " The teacher is naive Bayes over all findings of a case." if teacher == BAYES else ""
+        teacher = crossfit(learnt, judged, names, folder / f"teacher-{teacher or 'fusion'}", folds, trains)
     task = Task(
         name=str(path),
         classes=names,
@@ -151,7 +155,7 @@ def file_task(
         teacher=Remembering(load_encoder(teacher, classes=names, device=device)),
         told=lambda record: told(record, photo_terms),
         all_findings=lambda record: record.terms,
-        remark=_photos_in_words(judged, learnt),
+        remark=remark,
     )
     return replace(task, for_tuning=lambda: _tuning_part(task, learnt))
 

@@ -39,9 +39,11 @@ def _value(kind: Any, part: str, text: str) -> Any:
 
 
 def varied(bench: Bench, name: str, value: Any) -> Bench:
-    """The same bench with one thing different, in a folder of its own."""
-    folder = bench.folder / "vary" / f"{name}={value}"
-    key = name.replace("-", "_")
+    """The same bench with one thing different, in a folder of its own; itself where that is how it is."""
+    folder, key = bench.folder / "vary" / f"{name}={value}", name.replace("-", "_")
+    usual = {"chosen_k": bench.k, "rejected_q": bench.q}
+    if value == {**bench.settings.as_dict(), **usual, **bench.choices}.get(key):
+        return bench
     if name in CHOICES:
         return _fresh(bench, folder=folder, choices={**bench.choices, key: value})
     return _fresh(bench, folder=folder, settings=replace(bench.settings, **{key: value}))
@@ -49,6 +51,8 @@ def varied(bench: Bench, name: str, value: Any) -> Bench:
 
 def sized(bench: Bench, size: int) -> Bench:
     """The same bench with so many cases to learn from. Fewer cases are fewer steps: the passes over them stay."""
+    if size == bench.size:
+        return bench
     return _fresh(bench, folder=bench.folder / "train-sizes" / str(size), size=size)
 
 
