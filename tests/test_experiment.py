@@ -16,6 +16,7 @@ from mint.errors import ConfigError
 from mint.experiment import OBJECTIVES, Bench, Plan, Told, builtin_task, file_task, tell
 from mint.experiment.arms import ARMS, YARDSTICKS
 from mint.experiment.splits import sides
+from mint.experiment.variations import varied
 from mint.jsonlines import read_json_lines
 from mint.records import read_records
 from mint.showcase import SETTINGS
@@ -109,6 +110,16 @@ def test_what_is_finished_is_not_run_again(told: Told, monkeypatch: pytest.Monke
 def test_a_study_is_not_gone_on_with_under_other_settings(told: Told) -> None:
     with pytest.raises(ConfigError, match=r"study.json: beta was 0.1, is 0.5"):
         tell(_bench(told.bench.folder, beta=0.5), PLAN)
+
+
+def test_what_is_varied_wins_over_what_was_tuned(tmp_path: Path) -> None:
+    bench = _bench(tmp_path)
+    assert varied(bench, "lr", bench.settings.lr) is bench
+    bench.own = {"orpo": {"lr": 0.5, "epochs": 2.0}}
+    other = varied(bench, "lr", bench.settings.lr)
+    assert other.own == {"orpo": {"epochs": 2.0}}
+    assert other.folder != bench.folder
+    assert varied(bench, "chosen-k", 2).choices == {"chosen_k": 2, "rejected_q": 2}
 
 
 def _write_cases(path: Path) -> None:

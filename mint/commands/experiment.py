@@ -39,9 +39,9 @@ def _listed(kind: Any) -> Any:
     return parts
 
 
-@command()
+@command("seed")
 @click.argument("cases", required=False, default="builtin:rare-disease")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How many seeds, from 0.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How many seeds, from --seed on.")
 @click.option(
     "--objectives",
     default="base,rag,sft,sft-list,dpo,orpo",
@@ -133,7 +133,7 @@ def _listed(kind: Any) -> Any:
 @click.option("--tune-epochs", callback=_listed(float), help="Lengths to try [default: --epochs].")
 @pair_options
 @settings_options(leave_out=_NOT_HERE)
-def experiment(cases: str, seeds: int, objectives: list[str], out: str, **words: Any) -> Any:
+def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: str, **words: Any) -> Any:
     """Compare base, retrieval, SFT, DPO and MINT on the same cases over seeds: one table with intervals.
 
     CASES is builtin:rare-disease (unless given), or a file or folder, which is split by its own column `split` or by
@@ -157,7 +157,7 @@ def experiment(cases: str, seeds: int, objectives: list[str], out: str, **words:
     task = _task(cases, Path(out), run.device, words)
     pairs = {name: taken[name] for name in _PAIRS if taken[name] is not None}
     bench = Bench(task, run, Path(out), pairs, words["train"], **{name: taken[name] for name in _BENCH})
-    return tell(bench, Plan(objectives, list(range(seeds)), **{name: taken[name] for name in _PLAN}))
+    return tell(bench, Plan(objectives, list(range(seed, seed + seeds)), **{name: taken[name] for name in _PLAN}))
 
 
 def _task(cases: str, out: Path, device: str, words: dict[str, Any]) -> Any:

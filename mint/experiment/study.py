@@ -6,8 +6,6 @@ out/vary/, train-sizes/, tune/    the same for what was varied
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +18,11 @@ from ..files import read_json, write_json
 from ..progress import say
 from ..types import Prediction
 from .arms import ARMS, YARDSTICKS, Bench, has_findings
+from .facts import digest, model_files, note_facts
 from .figures import Runs, Table, table
 from .variations import grid, parse_vary, sized, tried, varied
 
 PLAN = "study.json"
-_HASHED = 64 << 20  # bytes of a file up to which its content is hashed, not its size alone
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Outcomes:
 def run(bench: Bench, plan: Plan) -> Outcomes:
     """The main comparison, then what is varied."""
     variations = [parse_vary(text) for text in plan.vary]
-    _same_study(bench)
+    note_facts(bench.folder / PLAN, _facts(bench, plan))
     yardsticks = [name for name in YARDSTICKS if name not in ("bayes", "bayes-all") or has_findings(bench.task)]
     if len(yardsticks) < len(YARDSTICKS):
         say("the cases name no findings: naive Bayes counts the words of their notes alone")
@@ -131,44 +129,12 @@ def _seconds(folder: Path) -> dict[str, float]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def _same_study(bench: Bench) -> None:
-    """Refuse to mix answers that were made under other settings: they are noted when a study begins."""
-    path, wanted = bench.folder / PLAN, json.loads(json.dumps(_facts(bench)))
-    if not path.is_file():
-        write_json(path, wanted)
-        return
-    held = read_json(path)
-    changed = [name for name, value in wanted.items() if held.get(name) != value]
-    if changed:
-        name = changed[0]
-        raise ConfigError(
-            f"{path}: {name} was {held.get(name)!r}, is {wanted[name]!r}; go on with the same, or give another --out"
-        )
-
-
-def _facts(bench: Bench) -> dict[str, Any]:
+def _facts(bench: Bench, plan: Plan) -> dict[str, Any]:
     """What the answers depend on."""
-    left = ("out", "objective", "pairs", "seed", "adapter")
+    task, left = bench.task, ("out", "objective", "pairs", "seed", "adapter")
     settings = {name: value for name, value in bench.settings.as_dict().items() if name not in left}
-    cases = hashlib.sha256(repr([(case.id, case.note) for case in bench.task.judged]).encode()).hexdigest()[:16]
-    task = {
-        "task": bench.task.name,
-        "classes": len(bench.task.classes),
-        "judged": len(bench.task.judged),
-        "cases": cases,
-    }
-    rest = {"choices": dict(bench.choices), "size": bench.size, "documents": bench.documents}
-    rest |= {"passages": bench.passages, "dpo_from": bench.dpo_from}
-    return {**task, **settings, **rest, "model_files": _model_files(Path(bench.settings.model))}
-
-
-def _model_files(folder: Path) -> dict[str, Any]:
-    """The weights of a model that lies in a folder: a hash of small files, the size of large ones."""
-    found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    sizes = {path.name: path.stat().st_size for path in found}
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        if sizes[path.name] <= _HASHED
-        else sizes[path.name]
-        for path in found
-    }
+    cases = digest([(case.id, case.note) for case in task.judged])
+    facts = {"task": task.name, "classes": digest(task.classes), "cases": cases, **task.facts, **settings}
+    names = ("choices", "size", "documents", "passages", "dpo_from")
+    facts |= {name: getattr(bench, name) for name in names} | {"model_files": model_files(Path(bench.settings.model))}
+    return facts | {"tune": [list(plan.tune_lr), list(plan.tune_epochs)] if plan.tune else None}

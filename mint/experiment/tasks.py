@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ..records import read_records
 from ..showcase import SIDE, TEST, TRAIN
 from ..types import Record
 from .crossfit import BAYES, bayes, crossfit, fusion
+from .facts import digest, note_facts
 from .splits import closed_set, fold_of, publication, sides
 
 _MODALITIES: Mapping[str, Modality] = {"note alone": "note", "photo and note": "both"}
@@ -47,6 +49,7 @@ class Task:
     ceilings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     remark: str = ""
     kind: str = "disease"
+    facts: Mapping[str, Any] = field(default_factory=dict)
     for_tuning: Callable[[], Task] | None = None
 
     @property
@@ -83,7 +86,8 @@ def builtin_task(
 ) -> Task:
     """The simulated patients: every seed draws new ones to learn from, all are judged by the same."""
     encoder = Remembering(load_encoder(teacher or TEACHER, device=device))
-    return _drawn_task(encoder, train or TRAIN, test or TEST, split, validation)
+    task = _drawn_task(encoder, train or TRAIN, test or TEST, split, validation)
+    return replace(task, facts={"teacher": str(teacher or TEACHER)})
 
 
 def _drawn_task(encoder: Encoder, train: int, test: int, split: str, validation: int) -> Task:
@@ -146,7 +150,9 @@ def file_task(
         teaching = {"base": teacher_base, "epochs": teacher_epochs, "lr": teacher_lr, "loss": "cross_entropy"}
         trains = bayes if teacher == BAYES else fusion(device, **teaching)
         remark += " The teacher is naive Bayes over all findings of a case." if teacher == BAYES else ""
-        teacher = crossfit(learnt, judged, names, folder / f"teacher-{teacher or 'fusion'}", folds, trains)
+        place = folder / f"teacher-{teacher or 'fusion'}"
+        note_facts(place / "facts.json", {"folds": folds, "classes": digest(names), "cases": digest(learnt)} | teaching)
+        teacher = crossfit(learnt, judged, names, place, folds, trains)
     task = Task(
         name=str(path),
         classes=names,
@@ -156,6 +162,7 @@ def file_task(
         told=lambda record: told(record, photo_terms),
         all_findings=lambda record: record.terms,
         remark=remark,
+        facts={"teacher": str(teacher)},
     )
     return replace(task, for_tuning=lambda: _tuning_part(task, learnt))
 

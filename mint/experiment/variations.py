@@ -42,11 +42,13 @@ def varied(bench: Bench, name: str, value: Any) -> Bench:
     """The same bench with one thing different, in a folder of its own; itself where that is how it is."""
     folder, key = bench.folder / "vary" / f"{name}={value}", name.replace("-", "_")
     usual = {"chosen_k": bench.k, "rejected_q": bench.q}
-    if value == {**bench.settings.as_dict(), **usual, **bench.choices}.get(key):
+    tuned = any(key in settings for settings in bench.own.values())
+    if not tuned and value == {**bench.settings.as_dict(), **usual, **bench.choices}.get(key):
         return bench
     if name in CHOICES:
         return _fresh(bench, folder=folder, choices={**bench.choices, key: value})
-    return _fresh(bench, folder=folder, settings=replace(bench.settings, **{key: value}))
+    own = {arm: {k: v for k, v in settings.items() if k != key} for arm, settings in bench.own.items()}
+    return _fresh(bench, folder=folder, settings=replace(bench.settings, **{key: value}), own=own)
 
 
 def sized(bench: Bench, size: int) -> Bench:
