@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from mint.answers import answer_text, opening
-from mint.builtin.cases import STUDENT
+from mint.builtin.cases import STUDENT, TEACHER
+from mint.builtin.portraits import with_drawn_face
 from mint.config import AlignSettings
 from mint.decoders import load_decoder
 from mint.errors import ConfigError, RecordError
 from mint.evaluation.bootstrap import crossed_means
-from mint.experiment.crossfit import bayes, crossfit
+from mint.experiment.crossfit import bayes, crossfit, fusion
 from mint.experiment.figures import case_figures, with_interval
 from mint.experiment.splits import closed_set, fold_of, in_validation, sides
 from mint.experiment.variations import grid, parse_vary
@@ -77,6 +78,24 @@ def test_no_case_is_scored_by_a_teacher_that_has_learnt_from_its_publication(tmp
     assert crossfit(learnt, judged, ("A", "B"), tmp_path, 3, None) == path  # type: ignore[arg-type]  # nothing is done again
     with pytest.raises(ConfigError, match="--folds 1"):
         crossfit(learnt, judged, ("A", "B"), tmp_path / "other", 1, watched)
+
+
+def test_a_fusion_encoder_is_cross_fitted_with_drawn_faces(tmp_path: Path) -> None:
+    """A class that only one publication has is unknown to the teacher of its fold: it scores as the mean of the others."""
+    cases = [
+        with_drawn_face(Record(f"f{n}", note="Seizure", label=label, terms=("Ptosis",), group=group), size=32)
+        for n, (label, group) in enumerate(
+            [("A", "q0"), ("B", "q2"), ("A", "q1"), ("B", "q3"), ("C", "q4"), ("C", "q4")]
+        )
+    ]
+    assert {fold_of(case, 2) for case in cases} == {0, 1}
+    trains = fusion("cpu", base=TEACHER, epochs=1, batch_size=8, loss="cross_entropy")
+    path = crossfit(cases, cases[:1], ("A", "B", "C"), tmp_path, 2, trains)
+    rows = [row for _, row in read_json_lines(path)]
+    assert sorted(row["id"] for row in rows) == ["f0", "f0", "f1", "f2", "f3", "f4", "f5"]
+    unknown = next(row["scores"] for row in rows if row["id"] == "f4")
+    assert unknown["C"] == pytest.approx((unknown["A"] + unknown["B"]) / 2)
+    assert (tmp_path / "all" / "encoder" / "model.safetensors").is_file()
 
 
 def test_runs_that_differ_by_the_seed_alone_vary_by_the_draw_of_seeds() -> None:

@@ -75,8 +75,9 @@ def fusion(device: str = "auto", **teaching: Any) -> Trains:
     def rows(learnt: Sequence[Record], others: Sequence[Record], classes: Sequence[str], folder: Path) -> Rows:
         labels = {record.label for record in learnt}
         known = [name for name in classes if name in labels]
-        pipeline.teach(_opened(learnt), out=folder, classes=known, validation=(), device=device, **teaching)
-        yield from _encoded(others, classes, folder, device)
+        place = folder / "encoder"
+        pipeline.teach(_opened(learnt), out=place, classes=known, validation=(), device=device, **teaching)
+        yield from _encoded(others, classes, place, device)
 
     return rows
 
