@@ -132,13 +132,14 @@ def _listed(kind: Any) -> Any:
 @click.option("--tune-lr", callback=_listed(float), help="Rates to try [default: half, once and twice --lr].")
 @click.option("--tune-epochs", callback=_listed(float), help="Lengths to try [default: --epochs].")
 @pair_options
-@settings_options(leave_out=_NOT_HERE)
+@settings_options(leave_out=_NOT_HERE, defaults=False)
 def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: str, **words: Any) -> Any:
     """Compare base, retrieval, SFT, DPO and MINT on the same cases over seeds: one table with intervals.
 
     CASES is builtin:rare-disease (unless given), or a file or folder, which is split by its own column `split` or by
     publication. Of the result: the table on stdout; experiment.json, experiment.html and predictions/ in --out. A run
-    that was stopped is gone on with by the same command.
+    that was stopped is gone on with by the same command. Of the model and its training, what is not given is as in
+    `align` without arguments, the same for every system; DPO trains for as long again after its SFT model.
 
     \b
     Example:  python cli.py experiment --out runs/experiment

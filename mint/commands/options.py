@@ -14,8 +14,9 @@ from .frame import Command
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float}
 
 
-def settings_options(leave_out: Collection[str] = ()) -> Callable[[Command], Command]:
-    """An option for every setting of a run. One that is not given stays None, so that --config can fill it."""
+def settings_options(leave_out: Collection[str] = (), defaults: bool = True) -> Callable[[Command], Command]:
+    """An option for every setting of a run. One that is not given stays None, so that --config can fill it; without
+    `defaults` the help does not name those of AlignSettings, since the command has others."""
 
     def decorate(body: Command) -> Command:
         for setting in reversed(fields(AlignSettings)):
@@ -23,7 +24,11 @@ def settings_options(leave_out: Collection[str] = ()) -> Callable[[Command], Com
                 continue
             kind = str(setting.type).removesuffix(" | None")
             name, meaning = setting.name.replace("_", "-"), setting.metadata["help"]
-            shown = "" if setting.default in ("", None, False) else f"  [default: {_written(setting.default)}]"
+            shown = (
+                ""
+                if not defaults or setting.default in ("", None, False)
+                else f"  [default: {_written(setting.default)}]"
+            )
             if kind == "bool":
                 body = click.option(f"--{name}/--no-{name}", setting.name, default=None, help=meaning + shown)(body)
             else:
