@@ -118,7 +118,11 @@ def _listed(kind: Any) -> Any:
     help="The SFT model that DPO starts from and is held against.",
 )
 @click.option("--vary", multiple=True, help="NAME=VALUE,VALUE: chosen-k, rejected-q, or a number of a run; repeatable.")
-@click.option("--train-sizes", callback=_listed(int), help="A learning curve over so many training cases: 100,200,400.")
+@click.option(
+    "--train-sizes",
+    callback=_listed(int),
+    help="A learning curve over so many training cases: 100,200,400; the teacher stays as it is.",
+)
 @click.option(
     "--vary-objectives",
     default="orpo",

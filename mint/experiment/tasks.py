@@ -149,7 +149,8 @@ def file_task(
     if teacher in (None, BAYES):
         teaching = {"base": teacher_base, "epochs": teacher_epochs, "lr": teacher_lr, "loss": "cross_entropy"}
         trains = bayes if teacher == BAYES else fusion(device, **teaching)
-        remark += " The teacher is naive Bayes over all findings of a case." if teacher == BAYES else ""
+        what = "naive Bayes over all findings of a case" if teacher == BAYES else "a fusion encoder of photo and note"
+        remark += f" The teacher is {what}; no training case was scored by one that had learnt from its publication."
         place = folder / f"teacher-{teacher or 'fusion'}"
         note_facts(place / "facts.json", {"folds": folds, "classes": digest(names), "cases": digest(learnt)} | teaching)
         teacher = crossfit(learnt, judged, names, place, folds, trains)
