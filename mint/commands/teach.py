@@ -9,7 +9,7 @@ import click
 from .frame import command, listed
 
 
-@command("seed", "device")
+@command("seed", "device", "reading")
 @click.argument("cases")
 @click.option("--base", default="none", show_default=True, help="ViLT checkpoint to start from, or none.")
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the cases.")
@@ -35,9 +35,13 @@ def teach(cases: str, base: str, out: str, **choices: Any) -> dict[str, Any]:
     return {"out": str(taught.folder), "classes": len(taught.classes), "steps": taught.steps, **scores}
 
 
-@command("skip_bad")
+@command("device", "dtype", "skip_bad", "reading")
 @click.argument("cases")
 @click.option("--teacher", required=True, help="ViLT or CLIP checkpoint, GestaltMML's .pt, or a file of scores.")
+@click.option("--classes", help="What a CLIP teacher looks for, a file like --labels; of another, those to rank.")
+@click.option("--sentences", help="A text file with CLIP's sentences about a class, one a line, {} in its place.")
+@click.option("--cache", help="Folder where CLIP's vectors of images are kept by their content, for the next time.")
+@click.option("--candidates", help='JSON lines {"id": …, "candidates": […]}: the classes that a case is ranked on.')
 @click.option("--modality", type=click.Choice(["note", "image", "both"]), default="note", show_default=True,
               help="What of a case the student will see.")  # fmt: skip
 @click.option(
@@ -53,18 +57,31 @@ def teach(cases: str, base: str, out: str, **choices: Any) -> dict[str, Any]:
 @click.option("--temperature", type=float, help="Of the teacher's scores, where they are kept.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random negatives.")
 @click.option("--out", required=True, help="JSON-lines file of pairs.")
-def prefer(cases: str, out: str, skip_bad: bool, template: str | None, **choices: Any) -> dict[str, Any]:
+def prefer(cases: str, out: str, teacher: str, classes: str | None, sentences: str | None, candidates: str | None,
+           cache: str | None, device: str, dtype: str, skip_bad: bool, template: str | None,
+           **choices: Any) -> dict[str, Any]:  # fmt: skip
     """Rank the classes of each case with a teacher and write the preference pairs.
 
     \b
     Example:  python cli.py prefer cases.csv --teacher teacher/ --out pairs.jsonl
+    Example:  python cli.py prefer tiles/ --teacher vinid/plip --classes tissues.txt --modality image --kind tissue --out p.jsonl
     """
     from .. import pipeline
-    from ..pairs.files import write_pairs
+    from ..encoders import load_encoder
+    from ..encoders.zeroshot import read_sentences
+    from ..labels import read_labels
+    from ..pairs.files import read_candidates, write_pairs
     from ..prompts import read_template
 
-    words = None if template is None else read_template(template)
+    encoder = load_encoder(
+        teacher,
+        classes=None if classes is None else read_labels(classes).labels,
+        templates=None if sentences is None else read_sentences(sentences),
+        device=device, dtype=dtype, cache=cache,
+    )  # fmt: skip
+    choices["template"] = None if template is None else read_template(template)
+    choices["candidates"] = None if candidates is None else read_candidates(candidates)
     skipped: list[str] | None = [] if skip_bad else None
-    count = write_pairs(out, pipeline.prefer(cases, skipped=skipped, template=words, **choices))
+    count = write_pairs(out, pipeline.prefer(cases, teacher=encoder, skipped=skipped, **choices))
     listed(skipped)
     return {"out": out, "pairs": count}
