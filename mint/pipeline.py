@@ -31,7 +31,7 @@ from .progress import progress, say
 from .ranking import rank
 from .records import read_records
 from .retrieval import Retriever, open_retriever
-from .teaching import Taught
+from .teaching import Taught, usable
 from .teaching import teach as train_teacher
 from .training import Trainer, runs
 from .training.audit import activation_bytes, audit, tower_bytes
@@ -44,10 +44,16 @@ READING: Mapping[str, Any] = MappingProxyType({})
 
 
 def teach(
-    cases: str | Path | Iterable[Record], *, out: str | Path, reading: Mapping[str, Any] = READING, **choices: Any
+    cases: str | Path | Iterable[Record],
+    *,
+    out: str | Path,
+    skipped: list[str] | None = None,
+    reading: Mapping[str, Any] = READING,
+    **choices: Any,
 ) -> Taught:
     """Train the fusion encoder on cases that have photo, note and label. `choices` are those of `teaching.teach`."""
-    return train_teacher(_records(cases, reading), out=out, **choices)
+    records = _records(cases, reading, skipped)
+    return train_teacher(records if skipped is None else usable(records, skipped), out=out, **choices)
 
 
 def prefer(

@@ -119,6 +119,22 @@ def test_a_taught_teacher_makes_pairs(tmp_path: Path) -> None:
     assert len(list(read_pairs(out))) == 24
 
 
+def test_teach_leaves_out_what_cannot_be_learnt_and_lists_it(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (9, 90, 30)).save(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    rows = [f"case-{at},tall {at},good.png,{'A' if at % 2 else 'B'}" for at in range(12)]
+    rows += ["cut,tall,cut.png,A", "bare,tall,good.png,"]
+    (tmp_path / "cases.csv").write_text("id,note,image,label\n" + "\n".join(rows) + "\n")
+    words = ["teach", tmp_path / "cases.csv", "--epochs", 1, "--batch-size", 18, "--out", tmp_path / "teacher"]
+    code, said = run(*words)
+    assert (code, "record bare: no label to learn" in said) == (2, True)
+    code, said = run(*words, "--skip-bad")
+    assert (code, "left out 2 in all" in said, "record cut: " in said) == (0, True, True)
+    (tmp_path / "few.txt").write_text("A\nC\n")
+    code, said = run(*words, "--skip-bad", "--classes", tmp_path / "few.txt")
+    assert (code, "the teacher lacks 'B', of which there are cases" in said) == (2, True)
+
+
 # ---- images -------------------------------------------------------------------------------------------------------
 
 IMAGE_WORDS = ["--modality", "image", "--kind", "tissue", "--quiet"]

@@ -9,9 +9,12 @@ import click
 from .frame import command, listed
 
 
-@command("seed", "device", "reading")
+@command("seed", "device", "dtype", "skip_bad", "reading")
 @click.argument("cases")
 @click.option("--base", default="none", show_default=True, help="ViLT checkpoint to start from, or none.")
+@click.option(
+    "--classes", help="All that it is to know, a file like --labels [default: the base's own, or the cases']."
+)
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the cases.")
 @click.option("--lr", type=float, default=0.0, help="Learning rate; 5e-5 on a checkpoint, 5e-4 from nothing.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Cases of a step.")
@@ -22,15 +25,19 @@ from .frame import command, listed
               help="How much more rare classes count.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue the training in --out.")
 @click.option("--out", required=True, help="Folder of the teacher.")
-def teach(cases: str, base: str, out: str, **choices: Any) -> dict[str, Any]:
+def teach(cases: str, base: str, classes: str | None, out: str, skip_bad: bool, **choices: Any) -> dict[str, Any]:
     """Train the fusion encoder on cases with photo, note and label.
 
     \b
     Example:  python cli.py teach cases.csv --base dandelin/vilt-b32-mlm --out teacher/
     """
     from .. import pipeline
+    from ..labels import read_labels
 
-    taught = pipeline.teach(cases, out=out, base=None if base == "none" else base, **choices)
+    skipped: list[str] | None = [] if skip_bad else None
+    choices["classes"] = None if classes is None else read_labels(classes).labels
+    taught = pipeline.teach(cases, out=out, base=None if base == "none" else base, skipped=skipped, **choices)
+    listed(skipped)
     scores = {"validation_top_1": taught.top1, "validation_top_10": taught.top10}
     return {"out": str(taught.folder), "classes": len(taught.classes), "steps": taught.steps, **scores}
 
@@ -64,7 +71,7 @@ def prefer(cases: str, out: str, teacher: str, classes: str | None, sentences: s
 
     \b
     Example:  python cli.py prefer cases.csv --teacher teacher/ --out pairs.jsonl
-    Example:  python cli.py prefer tiles/ --teacher vinid/plip --classes tissues.txt --modality image --kind tissue --out p.jsonl
+    Example:  python cli.py prefer tiles/ --teacher vinid/plip --classes names.txt --modality image --out p.jsonl
     """
     from .. import pipeline
     from ..encoders import load_encoder
