@@ -109,8 +109,9 @@ def align(
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
     training = [pair for pair in everything if _share(pair.id) >= settings.held_out]
     if not training:
+        why = f" (left out: {skipped[0]})" if skipped else ""
         raise ConfigError(
-            f"{settings.pairs or 'pairs'}: no pair to train on; give at least one, or a smaller --held-out"
+            f"{settings.pairs or 'pairs'}: no pair to train on{why}; give at least one, or a smaller --held-out"
         )
     if dry_run:
         return audit(decoder, training, settings)

@@ -99,7 +99,7 @@ class Ranker:
     """A decoder and a closed set of labels, ready for one case after another; threads may share it.
 
     `normalise`: "sum" ranks by log p(label and its end | prompt, opening), "mean" by that over the label's tokens,
-    "prior" by that less what it is after the prompt `empty`, of a case of which nothing is known. A label ends with the
+    "prior" by that less what it is after `empty`, a case of which nothing is known. A label ends with the
     turn; with `opening` (how an answer begins) it is the first of a list and ends with its line.
     """
 
@@ -107,7 +107,7 @@ class Ranker:
     labels: Sequence[str]
     normalise: str = "sum"
     opening: str = ""
-    empty: Sequence[Message] | None = None
+    empty: Case | None = None
     layout: Layout = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,7 +147,9 @@ class Ranker:
     @cached_property
     def prior(self) -> Tensor:
         """Log-probability of each label after the empty case: (C,)."""
-        return self.logp([self.prompt(self.empty or ())])[0]
+        assert self.empty is not None  # seen to when the ranker was made
+        _, messages, images = self.empty
+        return self.logp([self.prompt(messages)], [images])[0]
 
     def rank(
         self, case: str, messages: Sequence[Message], top: int | None = None, images: Sequence[Any] = ()

@@ -232,13 +232,28 @@ def test_prior_takes_the_answer_to_an_empty_case_off(decoder: Decoder) -> None:
     assert [entry["probability"] for entry in answer.ranking] == pytest.approx([0.25] * 4, abs=1e-4)
 
 
+def test_a_second_run_into_the_same_file_is_refused(tmp_path: Path) -> None:
+    first = Output(tmp_path / "new" / "o.jsonl", {})
+
+    def writing() -> Iterator[Prediction]:
+        yield Prediction("a", text="one")
+        with pytest.raises(ConfigError, match=r"o\.jsonl\.part: another run is writing here; wait for it or give"):
+            Output(tmp_path / "new" / "o.jsonl", {})
+        yield Prediction("b", text="two")
+
+    assert first.write(writing()) == 2
+    assert [row.id for row in read_predictions(tmp_path / "new" / "o.jsonl")] == ["a", "b"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["o.jsonl"]
+    Output(tmp_path / "new" / "o.jsonl", {}).write([])  # free again
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"mode": "rank"}, "needs the closed set"),
         ({"mode": "list"}, "needs the closed set"),
         ({"mode": "guess", "labels": NAMES}, "--mode guess"),
-        ({"normalise": "prior", "labels": NAMES, "modality": "image"}, "an empty case is an empty note"),
+        ({"labels": NAMES, "modality": "image"}, "case 'a': has no image"),
         ({"labels": ["a", "A"]}, "is there twice"),
     ],
 )

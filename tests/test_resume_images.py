@@ -80,3 +80,19 @@ def test_a_run_is_not_resumed_on_other_images(
         align(settings, pairs, resume=True)
     path.write_bytes(held)
     assert align(settings, pairs, resume=True)["steps"] == 4
+
+
+def test_a_damaged_image_is_known_before_the_first_step_and_costs_its_pair_alone(
+    model: Path, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    path = Path(str(pairs[0].image))
+    path.write_bytes(path.read_bytes()[:100])
+    settings = settings_of(model, tmp_path / "run", FROZEN)
+    with pytest.raises(RecordError, match=r"pair 'a': .*truncated or damaged"):
+        align(settings, pairs)
+    assert not (tmp_path / "run" / "run.json").exists()
+    with pytest.raises(ConfigError, match=r"no pair to train on \(left out: pair 'a': .*truncated"):
+        align(settings, pairs[:1], skipped=[])
+    skipped: list[str] = []
+    assert align(settings, pairs, skipped=skipped)["steps"] == 4
+    assert len(skipped) == 1

@@ -77,6 +77,11 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Picture:
     return _from_file(str(source), max_pixels)
 
 
+def nothing_to_see() -> Picture:
+    """A plain grey square: the picture of a case of which nothing is known."""
+    return Image.new("RGB", (224, 224), (128, 128, 128))
+
+
 def content_key(source: Any) -> bytes:
     """The hash of a picture file's bytes; of the size and pixels of what is no file of its own."""
     hashed = hashlib.blake2b(digest_size=KEY_BYTES)
