@@ -23,6 +23,7 @@ from .decoders.heads import edge_logp, head_weight
 from .decoders.trunks import Trunks
 from .errors import ConfigError
 from .kernels import blocks
+from .progress import progress
 from .search import best_first
 from .tries import ROOT, Piece, Trie, build_trie, pieces
 from .types import Message, Prediction
@@ -131,7 +132,10 @@ class Ranker:
         nodes = torch.zeros(len(prompts), len(trie), dtype=torch.float64)  # of each node after its parent
         begin = trie.children(ROOT)
         nodes[:, begin] = edge_logp(trunks.last[:, None], weight, np.zeros_like(begin), trie.token[begin])
-        for piece, own in layout.pieces():
+        parts = layout.pieces()
+        if layout.small is None:
+            parts = progress(parts, "scoring labels", -(-layout.size // PIECE), f"part of {PIECE} token")
+        for piece, own in parts:
             hidden = _run_piece(trunks, piece, own)[:, piece.again :]
             nodes[:, piece.child] = edge_logp(hidden, weight, piece.source - piece.again, piece.token)
         for level, parents in layout.levels:

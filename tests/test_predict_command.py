@@ -70,6 +70,17 @@ def test_one_note_gives_a_table_for_people(words: list[str]) -> None:
     assert sum(float(line.split()[1]) for line in lines) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_label_is_ranked_as_the_first_of_a_list_if_asked(words: list[str], decoder: Decoder) -> None:
+    found = rows(run("--note", "Tall.", *words, "--first-in-list", "--format", "jsonl", "--dtype", "float32").stdout)
+    case, shared = [Record("case", note="Tall.")], {"labels": NAMES, "top": 10}
+    for opening, same in (("POTENTIAL_DISEASES:\n1. ", True), ("", False)):
+        dated = load_decoder(decoder.checkpoint.folder, device="cpu", dtype="float32", date="26 Jul 2024")
+        (wanted,) = predict(case, model=dated, opening=opening, **shared)
+        assert (
+            [row["logprob"] for row in found[0]["ranking"]] == pytest.approx([row["logprob"] for row in wanted.ranking])
+        ) == same
+
+
 @pytest.mark.parametrize("mode", ["rank", "list", "text"])
 def test_every_mode_answers_every_case(words: list[str], tmp_path: Path, mode: str) -> None:
     result = run(str(tmp_path / "cases.jsonl"), *words, "--mode", mode, "--top", "3", "--max-new-tokens", "5")
