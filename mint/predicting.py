@@ -52,6 +52,7 @@ class Questioner:
     top: int | None = 10
     normalise: str = "sum"
     opening: str = ""
+    alone: bool = False
     max_new_tokens: int = 256
     retriever: Retriever | None = None
     passages: int = 3
@@ -87,9 +88,8 @@ class Questioner:
         seen = self.modality != "note"
         empty = Record("empty", note=NOTHING_KNOWN, image=nothing_to_see() if seen else None)
         asked = ("empty", self._messages(empty, ()), (empty.image,) if seen else ())
-        return Ranker(
-            self.decoder, self._names(), self.normalise, self.opening, asked if self.normalise == "prior" else None
-        )
+        prior = asked if self.normalise == "prior" else None
+        return Ranker(self.decoder, self._names(), self.normalise, self.opening, prior, self.alone)
 
     def _names(self) -> tuple[str, ...]:
         return () if self.known is None else self.known.labels
