@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..errors import MintError, WorkError
+from ..errors import ConfigError, MintError, WorkError
 from ..progress import say, set_quiet
 
 Command = Callable[..., Any]
@@ -30,6 +30,8 @@ def command(*names: str) -> Callable[[Command], click.Command]:
         def guarded(quiet: bool, as_json: bool, traceback: bool, **words: Any) -> None:
             set_quiet(quiet)
             try:
+                if "reading" in names:
+                    words["reading"] = _reading(words)
                 _show(body(**words), as_json)
             except MintError as error:
                 if traceback:
@@ -51,7 +53,34 @@ def command(*names: str) -> Callable[[Command], click.Command]:
     return decorate
 
 
+def _reading_options(run: Command) -> Command:
+    for option in (
+        click.option("--image-folder", help="Where image paths start from [default: the folder of the table]."),
+        click.option("--hpo", help="Names of HPO ids, for tables of ids: hp.obo, hp.json or a table of id and name."),
+        click.option("--columns", help="A table's own names of columns, like id=file,image=file,label=tissue."),
+    ):
+        run = option(run)
+    return run
+
+
+def _reading(words: dict[str, Any]) -> dict[str, Any]:
+    """The options of `_reading_options`, taken out of `words`, as `read_records` wants them."""
+    asked = {"images": words.pop("image_folder"), "hpo": words.pop("hpo"), "columns": _columns(words.pop("columns"))}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    wrong = next(("".join(pair) for pair in pairs if not (pair[0].strip() and pair[2].strip())), None)
+    if wrong is not None:
+        raise ConfigError(f"--columns: {wrong!r}; wanted our name = the table's name, like label=tissue")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
 _SHARED: dict[str, Callable[[Command], Command]] = {
+    "reading": _reading_options,
     "seed": click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
     "device": click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
     "dtype": click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
 from ..devices import keep_freed_memory, peak_memory
-from ..errors import ConfigError, WorkError
+from ..errors import ConfigError, RecordError, WorkError
+from ..images import content_key
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
 from ..schedules import scheduled
@@ -56,10 +57,12 @@ class Trainer:
             self.weights.values(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=on_gpu or None
         )
         self.total = total_steps(len(self.pairs), self.settings)
+        self.fingerprint = ""
 
     def run(self, resume: bool = False) -> None:
         """All steps to the end, from the beginning or from the last checkpoint; leaves the best adapter in adapter/."""
         torch.manual_seed(self.settings.seed)
+        self.fingerprint = fingerprint([*self.pairs, *self.held_out])
         state = runs.load_state(self.folder) if resume else None
         if state is not None:
             self.load(*state)
@@ -185,12 +188,14 @@ class Trainer:
         if self.decoder.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.decoder.device)
         best = self.best if self.best < math.inf else None
-        runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint()})
+        runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint})
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take up what `save` wrote."""
-        if state["pairs"] != self.fingerprint():
-            raise ConfigError(f"{self.settings.pairs or 'pairs'}: not the pairs that {self.folder} was begun with")
+        if state["pairs"] != self.fingerprint:
+            source = self.settings.pairs or "pairs"
+            begun = f"{self.folder} was begun with"
+            raise ConfigError(f"{source}: not the pairs that {begun}, or an image has changed; start a new run")
         self.step, self.best = state["step"], math.inf if state["best"] is None else state["best"]
         for weight in self.weights.values():
             weight.grad = torch.zeros_like(weight)
@@ -213,10 +218,17 @@ class Trainer:
             tensors |= {f"{name}.{part}": value for part, value in self.optimizer.state[weight].items()}
         return tensors
 
-    def fingerprint(self) -> str:
-        """A number that tells these pairs, held out or not, from any others."""
-        digest = hashlib.sha256()
-        for pair in (*self.pairs, *self.held_out):
-            digest.update(repr((pair.id, pair.chosen_first, pair.rejected_first)).encode())
-            digest.update(array("q", [*pair.chosen, -1, *pair.rejected, -1]).tobytes())
-        return digest.hexdigest()
+
+def fingerprint(pairs: Sequence[TokenPair]) -> str:
+    """A number that tells these pairs and the content of their images from any others."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr((pair.id, pair.chosen_first, pair.rejected_first)).encode())
+        digest.update(array("q", [*pair.chosen, -1, *pair.rejected, -1]).tobytes())
+    pictured = [pair for pair in pairs if pair.image is not None]
+    for pair in progress(pictured, "looking at images", len(pictured), "image") if pictured else ():
+        try:
+            digest.update(content_key(pair.image))
+        except RecordError as fault:
+            raise RecordError(f"pair {pair.id!r}: {fault}") from fault
+    return digest.hexdigest()
