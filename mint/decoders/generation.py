@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .cache import Cache
+from .cache import Cache, FixedCache
 from .layers import Attend
 from .packing import packed
+from .replay import Replay, worth_replaying
 
 
 class Network(Protocol):
@@ -80,17 +81,27 @@ def steps(
     device: torch.device,
 ) -> Iterator[list[int]]:
     """The next token of every row, `count` times. A row goes on past its end; the caller decides when to stop."""
-    cache = Cache(prompts, count, device)
+    fixed = worth_replaying(network, count, device)
+    cache = FixedCache(prompts, count, device) if fixed else Cache(prompts, count, device)
+
+    def read(tokens: Tensor) -> Tensor:
+        return network.lm_head(network(tokens, cache.position, cache.step))
+
+    def follow(tokens: Tensor) -> Tensor:
+        logits = read(tokens)
+        cache.advance()
+        return logits
+
     with packed(network, len(prompts), count, device):
         hidden = network(cache.line.ids, cache.line.position, cache.prefill)
         last = cache.lengths.cumsum(0) - 1
         logits = network.lm_head(hidden[last])
-        for step in range(count):
+        step = Replay(read, cache) if isinstance(cache, FixedCache) else follow
+        for left in reversed(range(count)):
             tokens = choose(logits)
             yield tokens.tolist()
-            if step + 1 < count:
-                logits = network.lm_head(network(tokens, cache.position, cache.step))
-                cache.advance()
+            if left:
+                logits = step(tokens)
 
 
 @torch.inference_mode()

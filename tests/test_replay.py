@@ -1,0 +1,145 @@
+"""The steps that a CUDA graph replays, here without a graph: the same logits, one sequence of operations, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import write_llama
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mint.decoders import Decoder, cache, generation, load_decoder, replay
+from mint.decoders.cache import FixedCache
+from mint.decoders.generation import Sampling
+
+VOCABULARY = 320
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return load_decoder(write_llama(tmp_path_factory.mktemp("llama")), device="cpu", dtype="float32")
+
+
+def without_graph(read: Callable[[], Tensor], advance: Callable[[], None], _: torch.device) -> Callable[[], Tensor]:
+    """What a capture does and what its graph repeats."""
+    read()
+
+    def repeat() -> Tensor:
+        logits = read()
+        advance()
+        return logits
+
+    return repeat
+
+
+@pytest.fixture
+def replaying(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "worth_replaying", lambda *_: True)
+    monkeypatch.setattr(replay, "captured", without_graph)
+    monkeypatch.setattr(cache, "PIECE", 16)  # so that a short text meets the edge of what is in sight
+
+
+def prompts_of(*lengths: int, seed: int = 0) -> list[list[int]]:
+    drawn = torch.Generator().manual_seed(seed)
+    return [torch.randint(VOCABULARY - 20, (n,), generator=drawn).tolist() for n in lengths]
+
+
+def logits_of(decoder: Decoder, prompts: list[list[int]], forced: list[list[int]]) -> list[Tensor]:
+    """Logits (B, V) of every step, the tokens of each step being given."""
+    seen: list[Tensor] = []
+
+    def choose(logits: Tensor) -> Tensor:
+        seen.append(logits.clone())
+        return torch.tensor([row[len(seen) - 1] for row in forced])
+
+    with torch.inference_mode():
+        list(generation.steps(decoder.network, prompts, len(forced[0]), choose, decoder.device))
+    return seen
+
+
+def gap(decoder: Decoder, lengths: tuple[int, ...], request: pytest.FixtureRequest) -> float:
+    prompts, forced = prompts_of(*lengths), prompts_of(*(40 for _ in lengths), seed=1)
+    plain = logits_of(decoder, prompts, forced)
+    request.getfixturevalue("replaying")
+    found = logits_of(decoder, prompts, forced)
+    assert len(found) == len(plain) == 40
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, plain, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [(20,), (3, 31, 14), (16, 1), (15,)])
+def test_the_logits_are_those_of_the_plain_steps(
+    decoder: Decoder, lengths: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
+    assert gap(decoder, lengths, request) < 1e-5
+
+
+FAULTS: dict[str, Callable[[FixedCache], Any]] = {
+    "no column opens": lambda held: held.now.add_(1) and held.lengths.add_(1),
+    "the column stays": lambda held: held.lengths.add_(1),
+    "the position stays": lambda held: held.now.add_(1) and held.mask.index_fill_(1, held.now, 0.0),  # type: ignore[union-attr]
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_step_that_forgets_something_would_show(
+    decoder: Decoder, fault: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(FixedCache, "advance", FAULTS[fault])
+    assert gap(decoder, (3, 31), request) > 1e-3
+
+
+@pytest.mark.parametrize("how", [Sampling(), Sampling(1.3, seed=2)])
+def test_the_text_is_that_of_the_plain_steps(decoder: Decoder, how: Sampling, request: pytest.FixtureRequest) -> None:
+    prompts = prompts_of(9, 22)
+    plain = generation.generate(decoder.network, prompts, 30, how, (), decoder.device)
+    request.getfixturevalue("replaying")
+    assert generation.generate(decoder.network, prompts, 30, how, (), decoder.device) == plain
+
+
+class Written(TorchDispatchMode):
+    """Every operation with the shapes that it meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        places = [(tuple(x.shape), x.dtype) for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, Tensor)]
+        self.lines.append((str(func), *places))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("replaying")
+def test_a_step_is_the_same_operations_on_the_same_memory_and_waits_for_nothing(decoder: Decoder) -> None:
+    held = FixedCache(prompts_of(5, 9), 20, decoder.device)
+
+    @torch.inference_mode()
+    def steps() -> Iterator[list[tuple[Any, ...]]]:
+        network = decoder.network
+        network(held.line.ids, held.line.position, held.prefill)
+        tokens = torch.tensor([3, 4])
+        while True:
+            with Written() as written:
+                network.lm_head(network(tokens, held.position, held.step))
+                held.advance()
+            yield written.lines
+
+    made = steps()
+    first, places = next(made), [t.data_ptr() for t in (held.now, held.lengths, held.keys[0], held.values[0])]
+    again = [next(made) for _ in range(3)]
+    assert all(lines == first for lines in again)
+    assert places == [t.data_ptr() for t in (held.now, held.lengths, held.keys[0], held.values[0])]
+    names = {line[0] for line in first}
+    assert not [name for name in names if any(word in name for word in ("_local_scalar", "nonzero", "unique", "lift"))]
+    assert any("index_copy_" in name for name in names)
+
+
+def test_graphs_are_for_long_texts_of_a_bare_network_on_a_gpu(decoder: Decoder) -> None:
+    gpu, network = torch.device("cuda"), decoder.network
+    assert replay.worth_replaying(network, 64, gpu)
+    assert not replay.worth_replaying(network, 64, torch.device("cpu"))
+    assert not replay.worth_replaying(network, replay.STEPS - 1, gpu)
+    assert not replay.worth_replaying(object(), 64, gpu)
