@@ -12,7 +12,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +23,44 @@ from .checks import GPU
 from .parts import FIRST, PARTS
 from .timing import Line, Part, apart
 
+TOTAL = 470.0
+"""Seconds of the whole run unless it is told otherwise: under 8 minutes."""
 HERE = ("-m", "mint.kernels.bench")
 COLUMNS = "{:<20}{:<32}{:<20}{:>10}{:>9}{:>10}{:>9}{:>9}{:>16}"
 FORMS = {"ms": "{:.3f}", "to_ours": "{:.2f}", "floor_ms": "{:.3f}", "fraction": "{:.0%}", "mib": "{:.0f}"}
 
 
 def run(
-    parts: Mapping[str, Part], only: Sequence[str], size: str, command: Sequence[str], limit: float | None = None
+    parts: Mapping[str, Part], only: Sequence[str], size: str, command: Sequence[str], total: float = TOTAL
 ) -> dict[str, Any]:
-    """The report of some parts; `command` is what starts this program anew for one of them."""
+    """The report of some parts in so many seconds; `command` is what starts this program anew for one of them."""
     report: dict[str, Any] = {"device": "unknown", "torch": torch.__version__, "size": size, "rates": None,
                               "checks": [], "lines": [], "failed": {}}  # fmt: skip
-    for name, line in _lines(parts, only, size, command, limit, report):
-        if "rates" in line:
-            report |= line
-        elif "check" in line:
-            report["checks"].append(line)
-        elif "side" in line:
-            report["lines"].append({"part": name, **line})
-        else:
-            report["failed"][name] = line["failed"]
-    return report
-
-
-def _lines(
-    parts: Mapping[str, Part],
-    only: Sequence[str],
-    size: str,
-    command: Sequence[str],
-    limit: float | None,
-    report: dict[str, Any],
-) -> Iterator[tuple[str, Line]]:
-    every = {**FIRST, **{name: parts[name] for name in only}}
+    every, stop = {**FIRST, **{name: parts[name] for name in only}}, time.monotonic() + total
     for at, (name, part) in enumerate(every.items(), 1):
         print(f"bench {at}/{len(every)}: {name}", file=sys.stderr, flush=True)
         words = [*command, "--part", name, "--size", size, "--rates", json.dumps(report["rates"])]
-        if name == "rates" or report["rates"] is not None:
-            yield from ((name, line) for line in apart(words, limit or part.limit))
+        left = stop - time.monotonic()
+        if name != "rates" and report["rates"] is None:
+            report["failed"][name] = "not started: the rates of this machine could not be measured"
+        elif left < 1:
+            report["failed"][name] = f"not started: the {total:.0f} s of the whole run were over"
         else:
-            yield name, {"failed": "not started: the rates of this machine could not be measured"}
+            for line in apart(words, min(part.limit, left)):
+                note(report, name, line)
+    return report
+
+
+def note(report: dict[str, Any], part: str, line: Line) -> None:
+    """Put a line of a part where it belongs."""
+    if "rates" in line:
+        report |= line
+    elif "check" in line:
+        report["checks"].append(line)
+    elif "side" in line:
+        report["lines"].append({"part": part, **line})
+    else:
+        report["failed"][part] = line["failed"]
 
 
 def table(report: dict[str, Any]) -> str:
@@ -116,7 +116,7 @@ def main(parts: Mapping[str, Part] = PARTS, command: Sequence[str] = HERE, about
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--size", choices=("gpu", "cpu", "tiny"), default="gpu" if GPU else "cpu",
                         help="tiny: whether every line runs")  # fmt: skip
-    parser.add_argument("--limit", type=float, help="seconds of each part, instead of its own")
+    parser.add_argument("--total", type=float, default=TOTAL, help="seconds of the whole run")
     parser.add_argument("--part", choices=[*FIRST, *parts], help=argparse.SUPPRESS)
     parser.add_argument("--rates", default="null", help=argparse.SUPPRESS)
     words = parser.parse_args()
@@ -125,7 +125,7 @@ def main(parts: Mapping[str, Part] = PARTS, command: Sequence[str] = HERE, about
         for line in {**FIRST, **parts}[words.part].lines(words.size, json.loads(words.rates)):
             print(json.dumps(line), flush=True)
         return 0
-    report = run(parts, words.only, words.size, command, words.limit)
+    report = run(parts, words.only, words.size, command, words.total)
     if words.out:
         write(words.out, report)
     print(json.dumps(report) if words.json else table(report))

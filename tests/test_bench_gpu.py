@@ -13,18 +13,27 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import gpu
 import models
 
+from mint.decoders.cache import Cache
 from mint.kernels import timing
 
 RATES = {"products": 1e12, "bytes": 1e11}
 TINY = models.SIZES["tiny"]
 
 
-@pytest.mark.parametrize("name", gpu.MODEL_PARTS)
+@pytest.mark.parametrize("name", [name for name in gpu.MODEL_PARTS if name != "replayed"])
 def test_every_part_runs_on_tiny_sizes(name):
     lines = list(gpu.MODEL_PARTS[name].lines("tiny", RATES))
     assert not [line for line in lines if "failed" in line]
     assert all(line["per_second"] > 0 for line in lines)
     assert "ours" in {line["side"] for line in lines}
+
+
+def test_the_check_of_generation_passes_and_sees_a_fault(monkeypatch):
+    (line,) = gpu.replayed("tiny", RATES)
+    assert line["right"]
+    monkeypatch.setattr(Cache, "position", property(lambda self: self.lengths - 1))
+    (line,) = gpu.replayed("tiny", RATES)
+    assert not line["right"]
 
 
 def test_both_sides_train_and_write_with_one_network():

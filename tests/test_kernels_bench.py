@@ -61,9 +61,9 @@ def a_process(tmp_path, ends: dict[str, str]):
 
 def test_a_part_that_fails_or_hangs_is_named_and_keeps_its_lines(tmp_path):
     command = a_process(tmp_path, {"one": "raise ValueError('wrong')", "two": "time.sleep(60)", "three": "os.abort()"})
-    chosen = {name: timing.Part(parts.ratios, 60) for name in ("one", "two", "three", "four")}
+    chosen = {name: timing.Part(parts.ratios, 2) for name in ("one", "two", "three", "four")}
     started = time.monotonic()
-    report = bench.run(chosen, list(chosen), "tiny", command, limit=2.0)
+    report = bench.run(chosen, list(chosen), "tiny", command)
     assert time.monotonic() - started < 20
     assert report["device"] == "a machine"
     assert [line["part"] for line in report["lines"]] == ["checks", *chosen]
@@ -73,6 +73,14 @@ def test_a_part_that_fails_or_hangs_is_named_and_keeps_its_lines(tmp_path):
     assert "exit code -6" in report["failed"]["three"]
     assert not bench.good(report)
     assert all(f"FAILED  {name}: " in bench.table(report) for name in report["failed"])
+
+
+def test_a_run_ends_in_its_time_and_says_what_it_left_out(tmp_path):
+    command = a_process(tmp_path, {"one": "time.sleep(60)"})
+    chosen = {name: timing.Part(parts.ratios, 60) for name in ("one", "two")}
+    report = bench.run(chosen, list(chosen), "tiny", command, total=4)
+    assert "longer than its" in report["failed"]["one"]
+    assert report["failed"]["two"] == "not started: the 4 s of the whole run were over"
 
 
 def test_nothing_is_measured_on_a_machine_whose_rates_are_unknown(tmp_path):

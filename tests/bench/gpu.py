@@ -20,13 +20,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from mint.kernels.checks import DEVICE, DTYPE
+from mint.kernels.checks import DEVICE, DTYPE, gap
 from mint.kernels.parts import PARTS
 from mint.kernels.timing import Line, Part, Rates, Side, compared
 from models import SIZES, Size, attach, decoder_of, our_step, pairs_of, theirs, trl_step
 
 from mint.decoders import Decoder
+from mint.decoders.cache import PIECE
 from mint.decoders.generation import Sampling, generate, steps
+from mint.decoders.replay import STEPS
 from mint.kernels import bench
 from mint.progress import set_quiet
 from mint.scoring import Ranker
@@ -162,7 +164,29 @@ def ranking(name: str, rate: Rates) -> Iterator[Line]:
         yield from compared("rank", case, sides, floor, rounds=size.rounds, count=(cases, "cases"))
 
 
+def replayed(name: str, _rate: Rates) -> Iterator[Line]:
+    """A check: the logits of steps, which a GPU replays from a graph across the edge of what is in sight, against those
+    of whole rows without a cache."""
+    size, count = SIZES["tiny" if name == "tiny" else "cpu"], STEPS + 8
+    decoder, prompts = decoder_of(size), prompts_of(size, 2, PIECE - 12 if name == "gpu" else size.prompt)
+    prompts[0], seen = prompts[0][3:], []
+
+    def choose(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.clone())
+        return logits.max(dim=-1).indices
+
+    with torch.inference_mode():
+        written = list(steps(decoder.network, prompts, count, choose, decoder.device))
+    error = 0.0
+    for row, prompt in enumerate(prompts):
+        whole = decoder.logits([prompt + [tokens[row] for tokens in written[:-1]]])[0, -count:]
+        error = max(error, gap(torch.stack([logits[row] for logits in seen]), whole))
+    limit = 3e-2 if torch.bfloat16 == DTYPE else 1e-4
+    yield {"check": "steps of generation", "error": error, "limit": limit, "right": error <= limit}
+
+
 MODEL_PARTS = {
+    "replayed": Part(replayed, 45),
     "step_16_long": Part(training(0, 0), 75),
     "step_256_long": Part(training(1, 0), 75),
     "step_16_short": Part(training(0, 1), 75),
@@ -174,4 +198,6 @@ MODEL_PARTS = {
 
 if __name__ == "__main__":
     set_quiet(True)
-    sys.exit(bench.main({**PARTS, **MODEL_PARTS}, (__file__,), __doc__))
+    last = {"tiles": PARTS["tiles"]}  # what can be left out if time is short
+    first = {name: part for name, part in PARTS.items() if name not in last}
+    sys.exit(bench.main(first | MODEL_PARTS | last, (__file__,), __doc__))
