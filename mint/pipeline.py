@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from . import parallel
 from .builtin.cases import cases as builtin_cases
 from .builtin.cases import is_builtin
 from .config import AlignSettings
@@ -100,10 +102,12 @@ def align(
     _report_cuts(everything)
     if decoder.eyes is not None and settings.cache_gb:
         decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
-    with runs.locked(folder):
-        if not resume:
-            runs.check_new(folder)  # again, now that no other run can begin here
-        runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
+    parallel.barrier()  # every rank has seen the folder as it was
+    with runs.locked(folder) if parallel.first() else nullcontext():
+        if parallel.first():
+            if not resume:
+                runs.check_new(folder)  # again, now that no other run can begin here
+            runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
         Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
     last = runs.read_metrics(folder / "metrics.jsonl")[-1]
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
@@ -172,10 +176,11 @@ def _recompute(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenP
     tokens = min(max(settings.tokens_per_batch, *(pair.size for pair in pairs)), sum(pair.size for pair in pairs))
     needed = activation_bytes(decoder, tokens) + tower_bytes(decoder, pairs, settings)
     free = free_memory(decoder.device)
-    if needed > free / 2:
+    wanted = bool(parallel.highest(needed > free / 2)[0])  # the same on all ranks
+    if wanted:
         sizes = f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free"
         say(f"{sizes}: they are computed again in backward")
-    return needed > free / 2
+    return wanted
 
 
 def _report_cuts(pairs: Sequence[TokenPair]) -> None:
@@ -237,8 +242,21 @@ def predict(
         passages=passages,
     )
     records = (record for record in _records(cases, skipped=skipped) if record.id not in done)
-    answers = questioner.answers(records, skipped)
+    answers = _answered(questioner, records, skipped)
     yield from answers if isinstance(cases, list | tuple) else progress(answers, "predicting", unit="case")
+
+
+def _answered(questioner: Questioner, records: Iterable[Record], skipped: list[str] | None) -> Iterator[Prediction]:
+    """The answer to each case; several ranks share the work, and each has it all."""
+    if parallel.size() == 1:
+        yield from questioner.answers(records, skipped)
+        return
+
+    def answered(turn: list[Record], left_out: list[str] | None) -> Iterator[dict[str, Any]]:
+        return map(asdict, questioner.answers(turn, left_out))
+
+    for row in parallel.shared_out(records, answered, skipped):
+        yield Prediction(row["id"], tuple(row["ranking"]), row["text"], tuple(row["passages"]))
 
 
 def evaluate(

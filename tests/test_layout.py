@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("mint/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "cli.py"])
 
 FLOORS = [
-    "types errors progress schedules kernels",
+    "types errors progress schedules kernels signals",
+    "parallel",
     "files config devices trees tries losses ranking",
     "jsonlines weights tokens images",
     "records labels chat encoders",

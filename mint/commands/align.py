@@ -45,7 +45,7 @@ def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSe
     return AlignSettings(**{**stored, **values})
 
 
-@command("skip_bad")
+@command("skip_bad", ranks=True)
 @click.argument("cases", required=False)
 @_settings
 @click.option("--teacher", help="What ranks the classes of CASES: a ViLT or CLIP checkpoint, or a file of scores.")
@@ -79,8 +79,12 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
 
 def _showcase(given: dict[str, Any], teacher: str | None) -> Any:
     """The built-in task from the teacher to the report; its own settings hold where none is given."""
-    from .. import showcase
+    from .. import parallel, showcase
 
+    if parallel.size() > 1:
+        raise ConfigError(
+            "the built-in task is the work of one process; leave torchrun out, or give --model and --pairs"
+        )
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = _resolve({**showcase.SETTINGS, "out": str(showcase.new_folder()), **chosen}, None, False)
     return showcase.tell(settings, teacher=teacher)

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from .frame import command, listed
 
 
-@command("seed", "device", "dtype", "date", "skip_bad")
+@command("seed", "device", "dtype", "date", "skip_bad", ranks=True)
 @click.argument("cases", required=False)
 @click.option("--note", help="The note of one case.")
 @click.option("--image", help="The picture of one case, for a vision model; with --note it sees both.")
@@ -52,7 +52,7 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     Example:  python cli.py predict --note "Short stature, webbed neck, pulmonic stenosis."
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
-    from .. import pipeline
+    from .. import parallel, pipeline
     from ..evaluation.outputs import Output, printed
 
     if (cases is None) == (note is None and image is None):
@@ -68,19 +68,25 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     if out is None:
         auto = "jsonl" if cases is not None else "table"
         return printed(pipeline.predict(source, skipped=skipped, **words), auto if form == "auto" else form)
-    output = Output(out, {"cases": cases, "note": note, "image": image, **words}, form)
-    count = output.write(pipeline.predict(source, skipped=skipped, done=output.done, **words))
+    settings = {"cases": cases, "note": note, "image": image, **words}
+    output = Output(out, settings, form) if parallel.first() else None
+    done = frozenset(parallel.from_first(sorted(output.done) if output else None))
+    answers = pipeline.predict(source, skipped=skipped, done=done, **words)
+    count = output.write(answers) if output else sum(1 for _ in answers)
     listed(skipped)
     return {"out": out, "cases": count}
 
 
 def _cases(cases: str | None, note: str | None, image: str | None, skipped: list[str] | None) -> Any:
     """What `pipeline.predict` takes: a path, or the records of --note and --image or of standard input."""
+    from .. import parallel
     from ..records import read_stream
     from ..types import Record
 
     if cases is None:
         return [Record("case", note=note or "", image=image)]
+    if cases == "-" and parallel.size() > 1:
+        raise ConfigError("standard input can be read by one process; give several of them a file")
     return read_stream(sys.stdin.buffer, skipped=skipped) if cases == "-" else cases
 
 

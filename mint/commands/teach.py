@@ -35,7 +35,7 @@ def teach(cases: str, base: str, out: str, **choices: Any) -> dict[str, Any]:
     return {"out": str(taught.folder), "classes": len(taught.classes), "steps": taught.steps, **scores}
 
 
-@command("skip_bad")
+@command("skip_bad", ranks=True)
 @click.argument("cases")
 @click.option("--teacher", required=True, help="ViLT or CLIP checkpoint, GestaltMML's .pt, or a file of scores.")
 @click.option("--modality", type=click.Choice(["note", "image", "both"]), default="note", show_default=True,
@@ -59,12 +59,13 @@ def prefer(cases: str, out: str, skip_bad: bool, template: str | None, **choices
     \b
     Example:  python cli.py prefer cases.csv --teacher teacher/ --out pairs.jsonl
     """
-    from .. import pipeline
+    from .. import parallel, pipeline
     from ..pairs.files import write_pairs
     from ..prompts import read_template
 
     words = None if template is None else read_template(template)
     skipped: list[str] | None = [] if skip_bad else None
-    count = write_pairs(out, pipeline.prefer(cases, skipped=skipped, template=words, **choices))
+    pairs = pipeline.prefer(cases, skipped=skipped, template=words, **choices)
+    count = write_pairs(out, pairs) if parallel.first() else sum(1 for _ in pairs)
     listed(skipped)
     return {"out": out, "pairs": count}
