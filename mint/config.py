@@ -61,6 +61,7 @@ class AlignSettings:
     recompute: bool | None = _of(
         None, "keep only each layer's input for backward; unless given: when memory asks for it"
     )
+    shard: bool = _of(False, "spread the decoder over the ranks that torchrun started, each holding its part alone")
     cache_gb: float = _within(20.0, "GB on disk for what a frozen image tower makes of the pictures; 0: not kept", 0)
     meta_masking: bool = _of(
         False, "text before an image sees nothing of it, as in Meta's code, not as in transformers"

@@ -6,7 +6,7 @@ records --encoder--> scores --> ranking --> pairs --> token trees --> decoder + 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from .builtin.cases import cases as builtin_cases
 from .builtin.cases import is_builtin
 from .config import AlignSettings
 from .decoders import Decoder, load_decoder, lora, open_adapter, stored_dtype
+from .decoders.spread import load_spread
 from .decoders.vision_cache import FeatureStore
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
@@ -88,7 +89,7 @@ def align(
     if not dry_run:
         settings = _admitted(folder, settings, resume)
     source = list(read_pairs(settings.pairs, skipped=skipped)) if pairs is None else pairs  # before what takes long
-    decoder, adapter_config = _student(settings)
+    decoder, adapter_config = _student(settings, weights=not (dry_run and settings.shard))
     everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
     training = [pair for pair in everything if _share(pair.id) >= settings.held_out]
@@ -124,23 +125,45 @@ def _admitted(folder: Path, settings: AlignSettings, resume: bool) -> AlignSetti
     return settings
 
 
-def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
-    """The decoder with the adapter that will be trained, and what PEFT has to know of it."""
+def _student(settings: AlignSettings, weights: bool = True) -> tuple[Decoder, dict[str, Any]]:
+    """The decoder with the adapter that will be trained, and what PEFT has to know of it; or its shapes without weights."""
     if not settings.model:
         raise ConfigError("--model: no decoder given; wanted a checkpoint folder or a hub name")
+    if settings.shard and weights:
+        return _spread_student(settings)
     decoder = load_decoder(
         settings.model,
-        device=settings.device,
+        device=settings.device if weights else "meta",
         dtype=settings.dtype,
         date=settings.date,
         meta_masking=settings.meta_masking,
     )
+    return decoder, _adapt(decoder.network, settings)[0]
+
+
+def _spread_student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
+    """The same, with each rank holding a part of it."""
+    if parallel.size() == 1:
+        raise ConfigError("--shard: spreads the decoder over several processes; start them with torchrun")
+    config: dict[str, Any] = {}
+
+    def adapt(network: Any) -> Callable[[Any], None]:
+        made, values = _adapt(network, settings)
+        config.update(made)
+        return values
+
+    where, kind, date = settings.device, settings.dtype, settings.date
+    return load_spread(settings.model, adapt, device=where, dtype=kind, date=date), config
+
+
+def _adapt(network: Any, settings: AlignSettings) -> tuple[dict[str, Any], Callable[[Any], None]]:
+    """Put the adapter that will be trained on a network: what PEFT has to know of it, and what gives it its values."""
     if settings.adapter is not None:
-        adapter = open_adapter(decoder.network, settings.adapter)
-        lora.load(decoder.network, adapter, trainable=True)
-        return decoder, dict(adapter.config)
+        adapter = open_adapter(network, settings.adapter)
+        lora.load(network, adapter, trainable=True)
+        return dict(adapter.config), lambda network: lora.take_up(network, adapter)
     names = lora.attach(
-        decoder.network,
+        network,
         settings.targets,
         rank=settings.rank,
         alpha=settings.alpha,
@@ -148,12 +171,9 @@ def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
         rslora=settings.rslora,
         seed=settings.seed,
     )
-    config = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
-    return decoder, {
-        **config,
-        "use_rslora": settings.rslora,
-        "target_modules": lora.short_names(decoder.network, names),
-    }
+    config: dict[str, Any] = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    config |= {"use_rslora": settings.rslora, "target_modules": lora.short_names(network, names)}
+    return config, lambda network: lora.start(network, settings.seed)
 
 
 def _resolved(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenPair]) -> AlignSettings:

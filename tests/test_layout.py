@@ -117,6 +117,13 @@ def test_each_third_party_package_has_one_door() -> None:
             assert any(place.startswith(door) for door in doors), f"{place} imports {name}; its door is {doors}"
 
 
+def test_parallel_is_the_one_door_to_torch_distributed() -> None:
+    through = {
+        p.relative_to(ROOT).as_posix() for p in FILES if any(t.startswith("torch.distributed") for t in _imports(p))
+    }
+    assert through == {"mint/parallel/__init__.py", "mint/parallel/shards.py"}
+
+
 def test_a_file_is_one_idea_of_at_most_400_lines() -> None:
     tests = [*ROOT.glob("tests/**/*.py")]
     assert not [f"{p.relative_to(ROOT)}: {n}" for p in [*FILES, *tests] if (n := len(p.read_text().splitlines())) > 400]

@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(
             self.weights.values(), self.settings.max_grad_norm or math.inf, foreach=self.decoder.device.type == "cuda"
         )
-        *values, gradient = torch.cat([totals, norm.detach().reshape(1).to(totals)]).tolist()
+        *values, gradient = torch.cat([totals, parallel.whole(norm.detach()).reshape(1).to(totals)]).tolist()
         self.refuse_not_finite(values, gradient, members)
         self.optimizer.step()
         self.step += 1
@@ -145,25 +145,35 @@ class Trainer:
         """Forward and backward over the batches of a step: METRICS and the tokens computed, summed over all ranks."""
         totals, tokens = torch.zeros(len(METRICS), device=self.decoder.device), 0
         pooled = likelihood_tokens(members, self.settings)
-        for group in split(self.mine(members), self.settings.tokens_per_batch, self.decoder.picture_tokens):
+        for group, counted in self.rounds(members):
             part = objective_batch(group, self.settings)
             logp = self.decoder.token_logp(part.tree)
             part = Batch(part.pairs, part.tree.to(self.decoder.device), part.apart)
             loss, metrics = batch_loss(logp, part, self.settings, pooled, len(members), self.held(group))
             if loss.requires_grad:
-                loss.backward()
-            totals, tokens = totals + metrics, tokens + len(part.tree)
+                (loss if counted else loss * 0.0).backward()
+            if counted:
+                totals, tokens = totals + metrics, tokens + len(part.tree)
         totals, computed = totals.double(), torch.tensor([tokens])
         parallel.add_up([totals, computed])
         return totals, int(computed)
+
+    def rounds(self, members: Sequence[TokenPair]) -> Iterator[tuple[list[TokenPair], bool]]:
+        """This rank's batches of a step, and whether they count. A decoder that is spread over the ranks computes on all of
+        them or on none, so a rank that has no more goes through another pair for nothing."""
+        groups = list(split(self.mine(members), self.settings.tokens_per_batch, self.decoder.picture_tokens))
+        rounds = int(parallel.highest(len(groups))[0]) if self.settings.shard else len(groups)
+        shortest = min(members, key=lambda pair: pair.size)
+        yield from ((group, True) for group in groups)
+        yield from (([shortest], False) for _ in range(rounds - len(groups)))
 
     def mine(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
         """This rank's share of some pairs."""
         return dealt(pairs, parallel.size(), self.decoder.picture_tokens)[parallel.rank()]
 
     def add_up_gradients(self) -> None:
-        """Each gradient becomes its sum over the ranks; one that had no pairs adds nothing."""
-        if parallel.size() == 1:
+        """Each gradient becomes its sum over the ranks, if that has not happened in backward; one without pairs adds 0."""
+        if parallel.size() == 1 or self.settings.shard:
             return
         for weight in self.weights.values():
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -224,10 +234,13 @@ class Trainer:
         found = torch.zeros(len(everything), 2)
         groups = list(split(self.mine(everything), self.settings.tokens_per_batch, self.decoder.picture_tokens))
         rounds = int(parallel.highest(len(groups))[0])
+        empty = [everything[0]] if self.settings.shard else []  # computed for nothing: see `rounds`
         with torch.no_grad(), lora.switched_off(self.decoder.network):
             for turn in progress(range(rounds), "reference", rounds, "group"):
                 for group in groups[turn : turn + 1]:
                     found[[place[pair.id] for pair in group]] = self.answer_sums(group)
+                if turn >= len(groups) and empty:
+                    self.answer_sums(empty)
                 if parallel.highest(self.asked())[0]:
                     raise Stopped("stopped before the first step; nothing is lost", str(self.folder))
         parallel.add_up([found])
@@ -241,7 +254,7 @@ class Trainer:
 
     def save(self) -> None:
         """Everything that the rest of the run depends on, in one file."""
-        tensors = self.state() | self.random_states()
+        tensors = {name: parallel.whole(tensor) for name, tensor in self.state().items()} | self.random_states()
         if self.reference:
             tensors["reference"] = torch.stack([self.reference[pair.id] for pair in (*self.pairs, *self.held_out)])
         best = self.best if self.best < math.inf else None
@@ -270,7 +283,7 @@ class Trainer:
         runs.check_state(self.folder, tensors, self.state())
         with torch.no_grad():
             for name, tensor in self.state().items():
-                tensor.copy_(tensors[name])
+                parallel.put(tensor, tensors[name])
         if "reference" in tensors:
             names = [pair.id for pair in (*self.pairs, *self.held_out)]
             self.reference = dict(zip(names, tensors["reference"], strict=True))

@@ -182,7 +182,7 @@ class TensorReader:
     def read(self, info: TensorInfo, out: Tensor, rows: slice | None = None, columns: slice | None = None) -> None:
         """Fill `out` (its device, its dtype) with the tensor, or with those rows and columns of it."""
         info, out = info.rows(rows), out.detach()
-        columns = columns or slice(None)
+        columns = slice(None) if columns is None or columns == slice(0, info.shape[1]) else columns
         wanted = (info.shape[0], len(range(*columns.indices(info.shape[1])))) if columns != slice(None) else info.shape
         if tuple(out.shape) != wanted:
             raise CheckpointError(f"{info.file}: tensor {shown(info.name)} is {list(wanted)}, wanted {list(out.shape)}")

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from .errors import ConfigError, WorkError
+from ..errors import ConfigError, WorkError
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ BEAT = 2.0
 """Seconds between two signs of life."""
 PATIENCE = 15
 """Signs of life that may be missing before a rank counts as lost: half a minute in all."""
+_LAST_WORDS = 10.0  # seconds that a process has to end when it has failed
 IN_TURN = 32
 """Items that a rank works on before all show what they have."""
 
@@ -63,9 +65,18 @@ def joined() -> Iterator[Watch]:
         barrier()
     except BaseException:
         watch.speaks()  # whoever fails first has said so before its connections close
+        watch.stop()
+        _end_soon()
         raise
     watch.stop()
     dist.destroy_process_group()
+
+
+def _end_soon() -> None:
+    """A process that fails ends, even if it waits for others while it does."""
+    timer = threading.Timer(_LAST_WORDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _take_device() -> None:
@@ -86,7 +97,8 @@ class Watch:
         self.over, self.spoken, self.first = threading.Event(), False, False
         self.watched = range(1, count) if own == 0 else (0,)
         self.seen = dict.fromkeys(self.watched, (0, 0))  # beats, and how often that many were found
-        threading.Thread(target=self._beat, daemon=True).start()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.thread.start()
 
     def speaks(self) -> bool:
         """Whether this rank is the first to fail, and so the one that tells why."""
@@ -96,7 +108,9 @@ class Watch:
         return self.first
 
     def stop(self) -> None:
+        """No more signs of life. A thread that is within the store while Python ends would abort the process."""
         self.over.set()
+        self.thread.join(_LAST_WORDS)
 
     def _beat(self) -> None:
         """Every so often: I am here; are the others? Did one fail a while ago, and this one has not noticed yet?"""
@@ -139,12 +153,61 @@ def _lost(who: str) -> str:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """A step that all ranks take; if one of them is gone, the others end."""
     try:
         yield
     except RuntimeError as error:
         raise WorkError(_lost("a process")) from error
+
+
+# ---- tensors of which each rank holds a part -----------------------------------------------------------------------
+
+Part = tuple[slice, ...]
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Whether this rank holds a part of the tensor alone."""
+    return size() > 1 and _shards().is_part(tensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with the parts of all ranks; every rank must ask."""
+    return _shards().whole(tensor) if size() > 1 else tensor
+
+
+def own_part(tensor: Tensor) -> tuple[Tensor, Part]:
+    """What this rank holds of a tensor, and which rows (and columns) of the whole that is; (): all of them."""
+    return _shards().own_part(tensor) if size() > 1 else (tensor, ())
+
+
+def put(tensor: Tensor, value: Tensor) -> None:
+    """Copy a whole value into a tensor, or what belongs there into this rank's part of it."""
+    own, part = own_part(tensor)
+    with torch.no_grad():
+        own.copy_(value[part] if part else value)
+
+
+def shard(network: Any, device: torch.device) -> None:
+    """Cut a decoder on the meta device into the parts of all ranks, and make room for this one's."""
+    _shards().shard(network, device)
+
+
+def looked_up(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table that is spread over the ranks: (n,), (V, D) -> (n, D); not differentiable, such a table is frozen."""
+    out: Tensor = _shards().looked_up(ids, table)
+    return out
+
+
+def token_logprob(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """log p(label) with a head that is spread over the ranks: (n, D), (V, D), (n,) -> (n,); differentiable in `hidden`."""
+    out: Tensor = _shards().token_logprob(hidden, head, labels)
+    return out
+
+
+def _shards() -> Any:
+    """`shards` is imported where there are several ranks: it is large."""
+    return import_module(f"{__name__}.shards")
 
 
 # ---- what goes from rank to rank ------------------------------------------------------------------------------------
@@ -162,7 +225,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     for kind in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order on all ranks
         same = [tensor for tensor in tensors if tensor.dtype == kind]
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        with _together():
+        with together():
             dist.all_reduce(flat)
         for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -173,7 +236,7 @@ def highest(*numbers: float) -> list[float]:
     if size() == 1:
         return list(numbers)
     found = torch.tensor(numbers, dtype=torch.float64)
-    with _together():
+    with together():
         dist.all_reduce(found, dist.ReduceOp.MAX)
     return found.tolist()
 
@@ -184,7 +247,7 @@ def gathered(value: Any) -> list[Any]:
         return [value]
     own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
-    with _together():
+    with together():
         dist.all_gather(lengths, torch.tensor([len(own)]))
         longest = max(int(length) for length in lengths)
         rows = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
