@@ -129,8 +129,9 @@ def _student(settings: AlignSettings, weights: bool = True) -> tuple[Decoder, di
     """The decoder with the adapter that will be trained, and what PEFT has to know of it; or its shapes without weights."""
     if not settings.model:
         raise ConfigError("--model: no decoder given; wanted a checkpoint folder or a hub name")
-    if settings.shard and weights:
+    if (settings.shard or settings.tensor_parallel) and weights:
         return _spread_student(settings)
+    parallel.apart()
     decoder = load_decoder(
         settings.model,
         device=settings.device if weights else "meta",
@@ -144,7 +145,8 @@ def _student(settings: AlignSettings, weights: bool = True) -> tuple[Decoder, di
 def _spread_student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
     """The same, with each rank holding a part of it."""
     if parallel.size() == 1:
-        raise ConfigError("--shard: spreads the decoder over several processes; start them with torchrun")
+        option = "--shard" if settings.shard else "--tensor-parallel"
+        raise ConfigError(f"{option}: spreads the decoder over several processes; start them with torchrun")
     config: dict[str, Any] = {}
 
     def adapt(network: Any) -> Callable[[Any], None]:
@@ -152,8 +154,8 @@ def _spread_student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
         config.update(made)
         return values
 
-    where, kind, date = settings.device, settings.dtype, settings.date
-    return load_spread(settings.model, adapt, device=where, dtype=kind, date=date), config
+    where, kind, date, tensor = settings.device, settings.dtype, settings.date, settings.tensor_parallel
+    return load_spread(settings.model, adapt, device=where, dtype=kind, date=date, tensor=tensor), config
 
 
 def _adapt(network: Any, settings: AlignSettings) -> tuple[dict[str, Any], Callable[[Any], None]]:
@@ -234,6 +236,7 @@ def predict(
     passages: int = 3,
     done: Collection[str] = (),
     skipped: list[str] | None = None,
+    tensor_parallel: int | None = None,
     **loading: Any,
 ) -> Iterator[Prediction]:
     """One modality of each case in, classes best first out.
@@ -242,9 +245,10 @@ def predict(
     file or folder of documents, of which the best `passages` stand before each case, found by words, or by meaning with
     the encoder `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
     given as such is used as it is, so that many calls can share them. `opening` is how an answer begins, for a model
-    whose answers are lists: in rank mode a label is then scored as the first name.
+    whose answers are lists: in rank mode a label is then scored as the first name. With `tensor_parallel` so many ranks hold
+    the decoder together.
     """
-    decoder = model if isinstance(model, Decoder) else load_decoder(model, adapter=adapter, **loading)
+    decoder = model if isinstance(model, Decoder) else _answering(model, adapter, tensor_parallel, **loading)
     if isinstance(retrieve, str | Path):
         retrieve = open_retriever(retrieve, retriever, str(loading.get("device", "auto")))
     questioner = Questioner(
@@ -264,6 +268,26 @@ def predict(
     records = (record for record in _records(cases, skipped=skipped) if record.id not in done)
     answers = _answered(questioner, records, skipped)
     yield from answers if isinstance(cases, list | tuple) else progress(answers, "predicting", unit="case")
+
+
+def _answering(
+    model: str | Path, adapter: str | Path | None, ranks: int | None, *, meta_masking: bool = False, **loading: Any
+) -> Decoder:
+    """The decoder that is asked, of which each of so many ranks holds a part."""
+    if ranks is None:
+        parallel.apart()
+        return load_decoder(model, adapter=adapter, meta_masking=meta_masking, **loading)
+    if parallel.size() == 1:
+        raise ConfigError("--tensor-parallel: spreads the decoder over several processes; start them with torchrun")
+
+    def adapt(network: Any) -> Callable[[Any], None]:
+        if adapter is None:
+            return lambda _: None
+        stored = open_adapter(network, adapter)
+        lora.load(network, stored)
+        return lambda network: lora.take_up(network, stored)
+
+    return load_spread(model, adapt, tensor=ranks, **loading)
 
 
 def _answered(questioner: Questioner, records: Iterable[Record], skipped: list[str] | None) -> Iterator[Prediction]:

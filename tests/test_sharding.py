@@ -19,10 +19,11 @@ from mint.decoders import load_decoder, lora
 from mint.decoders.spread import load_spread
 from mint.errors import ConfigError
 from mint.files import write_json
-from mint.pipeline import align
+from mint.pipeline import align, predict
 from mint.training import runs
 from mint.training.plan import plans
 from mint.trees import sequence
+from mint.types import Record
 from mint.weights import tensorfiles
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -49,6 +50,8 @@ def trained(model: Path, pairs: Path, out: Path, resume: bool = False, **changes
 def spread(models: dict[bool, Path], pairs: Path, out: Path) -> None:
     trained(models[True], pairs, out / "tied", shard=True)
     trained(models[False], pairs, out / "untied", shard=True, recompute=True, objective="orpo")
+    trained(models[True], pairs, out / "split tied", tensor_parallel=2)
+    trained(models[False], pairs, out / "split untied", tensor_parallel=2, recompute=True, objective="orpo")
     trained(models[False], pairs, out / "again", shard=True, adapter=str(out / "untied/adapter"), steps=1)
 
 
@@ -64,7 +67,8 @@ def assert_alike(found: Path, wanted: Path) -> None:
 
 
 def test_a_spread_decoder_learns_what_one_process_learns(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
-    """On two and four ranks, some of which have no pair in a step; head tied and not; recomputed; from an adapter."""
+    """On two and four ranks, some of which have no pair in a step; head tied and not; recomputed; from an adapter; cut by
+    FSDP2, and tensor parallel on two ranks or on twice two."""
     trained(models[True], pairs, tmp_path / "one/tied")
     trained(models[False], pairs, tmp_path / "one/untied", objective="orpo")
     for ranks in (2, 4):
@@ -72,6 +76,7 @@ def test_a_spread_decoder_learns_what_one_process_learns(models: dict[bool, Path
         on_ranks(ranks, spread, models, pairs, out)
         for name in ("tied", "untied"):
             assert_alike(out / name, tmp_path / "one" / name)
+            assert_alike(out / f"split {name}", tmp_path / "one" / name)
         trained(models[False], pairs, tmp_path / f"one/again{ranks}", adapter=str(out / "untied/adapter"), steps=1)
         assert_alike(out / "again", tmp_path / f"one/again{ranks}")
 
@@ -93,7 +98,7 @@ def test_a_checkpoint_of_one_process_resumes_spread(models: dict[bool, Path], pa
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-5)
 
 
-def measured(model: Path, out: Path) -> None:
+def measured(model: Path, out: Path, tensor: int | None) -> None:
     """What a rank reads and holds, and what it makes of a text of its own."""
     read: list[int] = []
     real = tensorfiles.TensorReader._fill
@@ -103,23 +108,27 @@ def measured(model: Path, out: Path) -> None:
         real(self, info, offset, place)
 
     tensorfiles.TensorReader._fill = counting  # type: ignore[method-assign]
-    decoder = load_spread(model, lambda _: lambda _: None, device="cpu", dtype="float32")
+    decoder = load_spread(model, lambda _: lambda _: None, device="cpu", dtype="float32", tensor=tensor)
     held = sum(parallel.own_part(p)[0].nbytes for p in decoder.network.parameters())
-    ids = list(range(3 + parallel.rank(), 9 + 5 * parallel.rank()))
+    ids = list(range(3 + parallel.share(), 9 + 5 * parallel.share()))
     logp = decoder.token_logp(sequence(ids)).tolist()
     write_json(out / f"{parallel.rank()}.json", {"read": sum(read), "held": held, "ids": ids, "logp": logp})
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_each_rank_reads_and_holds_its_own_part_alone(models: dict[bool, Path], tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "tensor"), [(2, None), (4, None), (2, 2), (4, 2)])
+def test_each_rank_reads_and_holds_its_own_part_alone(
+    models: dict[bool, Path], tmp_path: Path, ranks: int, tensor: int | None
+) -> None:
     """And each gets the log-probabilities of its own text, of a length of its own, over the whole vocabulary."""
-    on_ranks(ranks, measured, models[False], tmp_path)
+    on_ranks(ranks, measured, models[False], tmp_path, tensor)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(ranks)]
     whole = load_decoder(models[False], device="cpu", dtype="float32")
     size = sum(parameter.nbytes for parameter in whole.network.parameters())
-    assert sum(one["read"] for one in found) == size
+    parts = tensor or ranks
+    norms = sum(p.nbytes for name, p in whole.network.named_parameters() if "norm" in name) if tensor else 0
+    assert sum(one["read"] for one in found) == (size - norms) * ranks // parts + norms * ranks
     for one in found:
-        assert one["held"] == pytest.approx(size / ranks, rel=0.02)
+        assert one["held"] == pytest.approx(size / parts, rel=0.02)
         assert one["logp"] == pytest.approx(whole.token_logp(sequence(one["ids"])).tolist(), rel=1e-5)
 
 
@@ -129,8 +138,21 @@ def test_what_cannot_be_spread_is_refused(models: dict[bool, Path], pairs: Path,
     on_ranks(2, head_refused, models[True], pairs, tmp_path)
 
 
+def test_ranks_that_do_not_divide_the_heads_are_refused(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
+    on_ranks(3, heads_refused, models[True], pairs, tmp_path)
+    with pytest.raises(ConfigError, match="--shard and --tensor-parallel: two ways to spread a decoder; give one"):
+        trained(models[True], pairs, tmp_path, shard=True, tensor_parallel=2)
+
+
+def heads_refused(model: Path, pairs: Path, out: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="--tensor-parallel 3: wanted a divisor of the 3 processes, of the 2 key-value"
+    ):
+        trained(model, pairs, out, tensor_parallel=3)
+
+
 def head_refused(model: Path, pairs: Path, out: Path) -> None:
-    with pytest.raises(ConfigError, match="--shard: lm_head is spread over the processes and takes no adapter"):
+    with pytest.raises(ConfigError, match="--targets: lm_head is spread over the processes and takes no adapter"):
         trained(model, pairs, out, shard=True, targets=("all-linear", "lm_head"))
 
 
@@ -149,6 +171,41 @@ def test_a_head_in_parts_gives_the_log_probabilities_of_the_whole() -> None:
     wanted = (hidden @ head.T).log_softmax(1).gather(1, labels[:, None])[:, 0]
     torch.testing.assert_close(torch.nn.functional.logsigmoid(margin), wanted)
     assert math.isfinite(float(margin[5]))
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+LABELS = ["red eyes", "red ears", "blue", "thin lip", "tall"]
+
+
+def asked(model: Path, adapter: Path, out: Path, tensor: int | None) -> None:
+    records = [Record(f"case-{n}", note="thin nose " * (n % 3 + 1)) for n in range(5)]
+    rows = []
+    for mode in ("rank", "list", "text"):
+        found = predict(records, model=model, adapter=adapter, labels=LABELS, mode=mode, top=3, max_new_tokens=6,
+                        tensor_parallel=tensor, device="cpu", dtype="float32", date="26 Jul 2024")  # fmt: skip
+        rows += [
+            [mode, answer.id, answer.top(3), answer.text, [e.get("logprob") for e in answer.ranking]]
+            for answer in found
+        ]
+    if parallel.first():
+        write_json(out, rows)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoder_that_ranks_hold_together_answers_as_one(
+    models: dict[bool, Path], pairs: Path, tmp_path: Path, tied: bool
+) -> None:
+    """In every mode: exact ranks, lists and free text, with an adapter; on twice two ranks the cases are shared out too."""
+    trained(models[tied], pairs, tmp_path / "run", lr=0.02)
+    words = models[tied], tmp_path / "run/adapter"
+    asked(*words, tmp_path / "one.json", None)
+    on_ranks(4, asked, *words, tmp_path / "four.json", 2)
+    one, four = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "four.json"))
+    assert len(one) == 15
+    for mine, theirs in zip(four, one, strict=True):
+        assert mine[:4] == theirs[:4]
+        assert mine[4] == pytest.approx(theirs[4], rel=1e-5)
 
 
 # ---- plans ----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ class Linear(nn.Linear):
         super().__init__(width, out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if parallel.is_part(self.weight):  # the head alone
+            return parallel.logits(x, self.weight)
         return quick_product(x, self.weight) if torch.is_inference_mode_enabled() else F.linear(x, self.weight)
 
 

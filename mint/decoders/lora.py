@@ -48,11 +48,11 @@ class LoRALinear(nn.Linear):
         if not self.enabled:
             return self.product(x)
         drops = self.training and self.dropout > 0
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, x.shape[-1])
         inner = F.dropout(rows, self.dropout) if drops else None
-        parts = (self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
+        parts = (self.weight, self.bias, parallel.local(self.lora_A), parallel.local(self.lora_B), self.scale)
         out: Tensor = _LowRank.apply(rows, inner, *parts, self.quick and torch.is_inference_mode_enabled())
-        return out.view(*x.shape[:-1], self.out_features)
+        return out.view(*x.shape[:-1], self.weight.shape[0])
 
     def product(self, x: Tensor) -> Tensor:
         """What the layer was before it was adapted."""

@@ -26,24 +26,31 @@ def load_spread(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     date: str | None = None,
+    tensor: int | None = None,
 ) -> Decoder:
-    """A decoder of which this rank holds a part, with adapters on it that are cut like the rest."""
+    """A decoder of which this rank holds a part, with adapters on it that are cut like the rest: by FSDP2, or with
+    `tensor` for so many ranks that compute on the same tokens."""
     checkpoint = open_checkpoint(folder_or_name)
     network = build(checkpoint)
     if not isinstance(network, Llama):
-        raise ConfigError(f"--shard: {checkpoint.name} reads pictures; text decoders alone are spread over processes")
+        raise ConfigError(f"{checkpoint.name}: reads pictures; text decoders alone are spread over processes")
     where = pick_device(device)
     kind = pick_dtype(dtype, where, stored=stored_dtype(checkpoint))
     network.to(kind).requires_grad_(False)
     values = adapt(network)
     if isinstance(network.lm_head, lora.LoRALinear):
         raise ConfigError(
-            "--shard: lm_head is spread over the processes and takes no adapter; leave it out of --targets"
+            "--targets: lm_head is spread over the processes and takes no adapter; leave it out of --targets"
         )
-    parallel.shard(network, where)
+    if tensor is None:
+        parallel.shard(network, where)
+    else:
+        parallel.split(network, where, tensor)
     adapters = {name for name, _ in network.named_parameters() if ".lora_" in name}
     fill(network, checkpoint, device=where, dtype=kind, lacking=adapters)
     values(network)
+    if tensor is not None:
+        parallel.settle(network)
     decoder = Decoder(network, checkpoint, where, kind, date)
     decoder.tokenizer.special("<|begin_of_text|>")
     return decoder

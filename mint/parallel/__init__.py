@@ -44,6 +44,24 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+_grid: dict[str, Any] = {"tensor": 1, "group": None}
+"""How many neighbouring ranks hold one copy of the decoder together, and the group of those that hold the same part."""
+
+
+def share() -> int:
+    """Which share of the work this rank takes: ranks that hold a copy of the decoder together take the same one."""
+    return rank() // int(_grid["tensor"])
+
+
+def shares() -> int:
+    return size() // int(_grid["tensor"])
+
+
+def apart() -> None:
+    """From here on each rank has a decoder, or tokens, of its own."""
+    _grid.update(tensor=1, group=None)
+
+
 def first() -> bool:
     """Whether this is the rank that writes and prints."""
     return rank() == 0
@@ -70,6 +88,7 @@ def joined() -> Iterator[Watch]:
         raise
     watch.stop()
     dist.destroy_process_group()
+    apart()
 
 
 def _end_soon() -> None:
@@ -190,18 +209,57 @@ def put(tensor: Tensor, value: Tensor) -> None:
 
 def shard(network: Any, device: torch.device) -> None:
     """Cut a decoder on the meta device into the parts of all ranks, and make room for this one's."""
+    apart()
     _shards().shard(network, device)
+
+
+def split(network: Any, device: torch.device, ranks: int) -> None:
+    """The same, cut for ranks that compute on the same tokens, so many of them at a time (tensor parallel)."""
+    _grid.update(group=_shards().split(network, device, ranks), tensor=ranks)
+
+
+def settle(network: Any) -> None:
+    """After reading: frozen parts become plain tensors."""
+    _shards().settle(network)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a trained matrix, to compute with."""
+    out: Tensor = _shards().local(tensor) if size() > 1 else tensor
+    return out
+
+
+def complete(weight: Tensor) -> None:
+    """Add up the gradient of a trained matrix over the ranks that hold a copy of the decoder together."""
+    if size() > 1:
+        _shards().complete(weight)
+
+
+def logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """Logits of the same few rows on all ranks with a head in parts: (n, D), (V, D) -> (n, V)."""
+    out: Tensor = _vocabulary().logits(hidden, head)
+    return out
+
+
+def row_logsumexp(hidden: Tensor, head: Tensor) -> Tensor:
+    """logsumexp over the vocabulary of the same rows on all ranks with a head in parts: (n, D), (V, D) -> (n,) float32."""
+    out: Tensor = _vocabulary().spread_logsumexp(hidden, head)
+    return out
+
+
+def _vocabulary() -> Any:
+    return import_module(f"{__name__}.vocabulary")
 
 
 def looked_up(ids: Tensor, table: Tensor) -> Tensor:
     """Rows of a table that is spread over the ranks: (n,), (V, D) -> (n, D); not differentiable, such a table is frozen."""
-    out: Tensor = _shards().looked_up(ids, table)
+    out: Tensor = _vocabulary().looked_up(ids, table)
     return out
 
 
 def token_logprob(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """log p(label) with a head that is spread over the ranks: (n, D), (V, D), (n,) -> (n,); differentiable in `hidden`."""
-    out: Tensor = _shards().token_logprob(hidden, head, labels)
+    out: Tensor = _vocabulary().token_logprob(hidden, head, labels)
     return out
 
 
@@ -219,14 +277,14 @@ def barrier() -> None:
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Each tensor becomes its sum over the ranks, in place; those of one dtype travel as one."""
-    if size() == 1 or not tensors:
+    """Each tensor becomes its sum over the shares of the work, in place; those of one dtype travel as one."""
+    if shares() == 1 or not tensors:
         return
     for kind in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order on all ranks
         same = [tensor for tensor in tensors if tensor.dtype == kind]
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
         with together():
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=_grid["group"])
         for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -272,10 +330,10 @@ def shared_out(
     is JSON; what it appends to the list it is given is appended to `skipped`.
     """
     items = iter(items)
-    while held := list(islice(items, turn * size())):
+    while held := list(islice(items, turn * shares())):
         left_out: list[str] | None = None if skipped is None else []
-        made = list(work(held[rank() * turn : (rank() + 1) * turn], left_out))
-        for rows, faults in gathered([made, left_out]):
+        made = list(work(held[share() * turn : (share() + 1) * turn], left_out))
+        for rows, faults in gathered([made, left_out])[:: size() // shares()]:
             if skipped is not None:
                 skipped.extend(faults)
             yield from rows

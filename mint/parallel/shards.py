@@ -1,14 +1,12 @@
 """A decoder spread over the ranks: every matrix is cut, and no rank ever holds, or reads from disk, more than its part.
 
-Blocks are cut by FSDP2: a block's parts come together for as long as the block computes. The vocabulary (the table of
-embeddings, and the head) never comes together: what meets it is far smaller, so the tokens go round instead, and each
-rank looks at them through its own rows of the vocabulary.
-Shapes: n tokens of a rank, D width, V vocabulary, v rows of it on a rank.
+`shard` cuts by FSDP2: each rank has tokens of its own, and a block's parts come together for as long as it computes.
+`split` cuts each product (tensor parallel): ranks have the same tokens, and only what comes out of a block is added up.
+The vocabulary is in parts either way (`vocabulary`). Shapes: N tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,11 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
-from ..kernels import part_walk
-from . import Part, rank, size, together
+from ..errors import ConfigError
+from . import Part, size, together
 
 
 def is_part(tensor: Tensor) -> bool:
@@ -50,18 +49,28 @@ def shard(network: Any, device: torch.device) -> None:
     Gradients of the adapters are added up, not averaged: a loss is pooled over all ranks already.
     """
     mesh = init_device_mesh(device.type, (size(),))
-    tables = {id(table.weight): table for table in (network.lm_head, network.model.embed_tokens)}
-    cut = {key: cut_rows(table.weight, mesh) for key, table in tables.items()}
-    for table in (network.lm_head, network.model.embed_tokens):
-        table.weight = cut[id(table.weight)]
+    cut = _cut_vocabulary(network, mesh)
     for block in (*network.model.layers, network.model):
-        made: Any = fully_shard(block, mesh=mesh, ignored_params=set(cut.values()))
+        made: Any = fully_shard(block, mesh=mesh, ignored_params=cut)
         made.set_gradient_divide_factor(1.0)
         made.set_force_sum_reduction_for_comms(True)
+    _make_room(network, device)
+
+
+def _make_room(network: Any, device: torch.device) -> None:
+    """Memory for what this rank holds; head and embeddings stay one where they are."""
     tied = network.lm_head.weight is network.model.embed_tokens.weight
     network.to_empty(device=device)
     if tied:
         network.lm_head.weight = network.model.embed_tokens.weight
+
+
+def _cut_vocabulary(network: Any, mesh: DeviceMesh) -> set[nn.Parameter]:
+    tables = (network.lm_head, network.model.embed_tokens)
+    cut = {id(table.weight): cut_rows(table.weight, mesh) for table in tables}
+    for table in tables:
+        table.weight = cut[id(table.weight)]
+    return set(cut.values())
 
 
 def cut_rows(table: Tensor, mesh: DeviceMesh) -> nn.Parameter:
@@ -74,84 +83,117 @@ def cut_rows(table: Tensor, mesh: DeviceMesh) -> nn.Parameter:
     return nn.Parameter(spread, requires_grad=False)
 
 
-# ---- the vocabulary -------------------------------------------------------------------------------------------------
+# ---- tensor parallel ------------------------------------------------------------------------------------------------
+
+TENSOR = "tensor"
 
 
-def guests(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The tensors (n, ...) of all ranks, one after another, each on every rank: as many rounds as there are ranks."""
-    counts = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(size())]
-    with together():
-        dist.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
-    for owner, count in enumerate(counts):
-        here = tensor.contiguous() if owner == rank() else tensor.new_empty(int(count), *tensor.shape[1:])
-        with together():
-            dist.broadcast(here, owner)
-        yield owner, here
+def split(network: Any, device: torch.device, ranks: int) -> Any:
+    """Cut every product of a decoder on the meta device over so many neighbouring ranks, then make room for the parts.
 
-
-def looked_up(ids: Tensor, table: Tensor) -> Tensor:
-    """Rows of a table that is spread over the ranks: (n,) -> (n, D). Not differentiable: such a table is frozen."""
-    own, part = own_part(table)
-    first = part[0].start
-    out = own.new_empty(len(ids), table.shape[1])
-    for owner, asked in guests(ids):
-        here = (asked >= first) & (asked < first + len(own))
-        rows = own.new_zeros(len(asked), table.shape[1])
-        rows[here] = own[asked[here] - first]
-        with together():
-            dist.reduce(rows, owner)
-        if owner == rank():
-            out = rows
-    return out
-
-
-class SpreadLogprob(torch.autograd.Function):
-    """log p(label) where each rank has some rows of the head: the rows of hidden states go round, in turn.
-
-    With m the highest level of any rank, the total of all is T = sum total_r exp(level_r - m), the margin
-    label logit - m - log T, and the direction (1 - p) (W[label] - sum_r exp(level_r - m) sums_r / T).
+    Returns the group of the ranks that hold the same part and have other tokens.
     """
+    kv_heads = network.config.num_key_value_heads
+    if size() % ranks or kv_heads % ranks or network.config.intermediate_size % ranks:
+        raise ConfigError(
+            f"--tensor-parallel {ranks}: wanted a divisor of the {size()} processes, of the {kv_heads} key-value heads and "
+            f"of the feed-forward width {network.config.intermediate_size}"
+        )
+    mesh = init_device_mesh(device.type, (size() // ranks, ranks), mesh_dim_names=("data", TENSOR))
+    _cut_vocabulary(network, mesh[TENSOR])
+    for block in network.model.layers:
+        styles: dict[str, ParallelStyle] = {"self_attn.o_proj": Rows(), "mlp.down_proj": Rows()}
+        styles |= {f"self_attn.{name}_proj": Columns() for name in "qkv"}
+        styles |= {f"mlp.{name}_proj": Columns() for name in ("gate", "up")}
+        parallelize_module(block, mesh[TENSOR], styles)
+    _make_room(network, device)
+    return mesh["data"].get_group()
+
+
+def settle(network: Any) -> None:
+    """Frozen matrices of blocks become plain tensors, this rank's part: nobody asks for the whole of them again."""
+    for module in network.model.layers.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter, DTensor) and not parameter.requires_grad:
+                setattr(module, name, nn.Parameter(parameter._local_tensor, requires_grad=False))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a trained matrix, to compute with. Of one that all ranks hold each finds a part of the gradient."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    ways = [Partial() if isinstance(place, Replicate) else place for place in tensor.placements]
+    return tensor.to_local(grad_placements=ways)
+
+
+def complete(weight: Tensor) -> None:
+    """Add up the gradient of a matrix that all ranks hold."""
+    if isinstance(weight, DTensor) and isinstance(weight.grad, DTensor):
+        weight.grad = weight.grad.redistribute(placements=weight.placements)
+
+
+class Columns(ParallelStyle):
+    """y = x Wᵀ with some rows of W: x is whole, y this rank's columns. Gradients of x are added up on the way back."""
+
+    places: dict[str, Placement] = {"weight": Shard(0), "lora_A": Replicate(), "lora_B": Shard(0)}  # noqa: RUF012
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, cut_matrix(parameter, device_mesh, self.places[name]))
+        group = device_mesh.get_group()
+        module.register_forward_pre_hook(lambda _, given: (_Enter.apply(given[0], group), *given[1:]))
+        return module
+
+
+class Rows(Columns):
+    """y = x Wᵀ with some columns of W: x is this rank's columns, y is added up."""
+
+    places = {"weight": Shard(1), "lora_A": Shard(1), "lora_B": Replicate()}  # noqa: RUF012
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, cut_matrix(parameter, device_mesh, self.places[name]))
+        group = device_mesh.get_group()
+        module.register_forward_hook(lambda _, __, out: _Leave.apply(out, group))
+        return module
+
+
+def cut_matrix(matrix: Tensor, mesh: DeviceMesh, place: Placement) -> nn.Parameter:
+    """A matrix on the meta device as this rank's part of it: even parts, the sizes divide."""
+    shape = list(matrix.shape)
+    if isinstance(place, Shard):
+        shape[place.dim] //= mesh.size()
+    part = DTensor.from_local(matrix.new_empty(shape), mesh, [place], run_check=False, shape=matrix.shape,
+                              stride=matrix.stride())  # fmt: skip
+    return nn.Parameter(part, requires_grad=matrix.requires_grad)
+
+
+class _Enter(torch.autograd.Function):
+    """x, as it is; its gradients on all ranks are added up."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, wanted: bool) -> Tensor:
-        own, part = own_part(head)
-        first = part[0].start
-        logp, direction = hidden.new_empty(0), None
-        for (owner, rows), (_, asked) in zip(guests(hidden), guests(labels), strict=True):
-            found, way = _met(part_walk(rows, own, asked - first, wanted), own, asked - first, owner)
-            if owner == rank():
-                logp, direction = found, way
-        ctx.save_for_backward(direction)
-        ctx.dtype = hidden.dtype
-        return logp
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (direction,) = ctx.saved_tensors
-        return (direction * grads[0][:, None]).to(ctx.dtype), None, None, None
-
-
-def token_logprob(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """log p(label) of each row of this rank: (n, D), head (V, D) in parts, (n,) -> (n,); differentiable in `hidden`."""
-    out: Tensor = SpreadLogprob.apply(hidden, head, labels, torch.is_grad_enabled())
-    return out
-
-
-def _met(walked: Any, head: Tensor, labels: Tensor, owner: int) -> tuple[Tensor, Tensor | None]:
-    """What the parts of all ranks come to: log p (n,) on all of them, and the directions (n, D) on the owner of the rows."""
-    level, total, label_logit, sums = walked
-    top = level.clone()
-    with together():
-        dist.all_reduce(top, dist.ReduceOp.MAX)
-        scale = (level - top).exp()
-        both = torch.stack([total * scale, label_logit])
-        dist.all_reduce(both)
-    margin = both[1] - (top + both[0].log())
-    if sums is not None:
-        sums.mul_(-(scale / both[0])[:, None])
-        here = (labels >= 0) & (labels < len(head))
-        sums[here] += head[labels[here]]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0].contiguous().clone()
         with together():
-            dist.reduce(sums, owner)
-        sums.mul_(torch.sigmoid(-margin)[:, None])
-    return torch.nn.functional.logsigmoid(margin), sums
+            dist.all_reduce(grad, group=ctx.group)
+        return grad, None
+
+
+class _Leave(torch.autograd.Function):
+    """The sum of x over the ranks; the gradient, which all have, as it is."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor, group: Any) -> Tensor:
+        out = x.contiguous().clone()
+        with together():
+            dist.all_reduce(out, group=group)
+        return out
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

@@ -81,7 +81,7 @@ class Trainer:
 
         A run that is asked to stop ends its step, saves and raises `Stopped`, on all ranks after the same step.
         """
-        torch.manual_seed(self.settings.seed + _APART * parallel.rank())
+        torch.manual_seed(self.settings.seed + _APART * parallel.share())
         state = runs.load_state(self.folder) if resume else None
         if state is not None:
             self.load(*state)
@@ -169,7 +169,7 @@ class Trainer:
 
     def mine(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
         """This rank's share of some pairs."""
-        return dealt(pairs, parallel.size(), self.decoder.picture_tokens)[parallel.rank()]
+        return dealt(pairs, parallel.shares(), self.decoder.picture_tokens)[parallel.share()]
 
     def add_up_gradients(self) -> None:
         """Each gradient becomes its sum over the ranks, if that has not happened in backward; one without pairs adds 0."""
@@ -177,7 +177,9 @@ class Trainer:
             return
         for weight in self.weights.values():
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        parallel.add_up([weight.grad for weight in self.weights.values() if weight.grad is not None])
+            parallel.complete(weight)
+        grads = (weight.grad for weight in self.weights.values() if weight.grad is not None)
+        parallel.add_up([parallel.own_part(grad)[0] for grad in grads])
 
     def refuse_not_finite(self, values: Sequence[float], gradient: float, members: Sequence[TokenPair]) -> None:
         """Stop before a step that is not a number gets into the adapter."""
@@ -293,7 +295,7 @@ class Trainer:
         """The generators as this rank left them. A rank that the run had not before begins with numbers of its own."""
         cpu, cuda = (_of_rank(name, parallel.rank()) for name in ("random.cpu", "random.cuda"))
         if cpu not in tensors:
-            torch.manual_seed(self.settings.seed + _APART * parallel.rank() + self.step)
+            torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
             return
         torch.set_rng_state(tensors[cpu])
         if cuda in tensors:
