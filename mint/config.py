@@ -93,6 +93,11 @@ class AlignSettings:
         """The tokens that the likelihood is pooled over: ORPO takes the prompt in, as its official code does."""
         return self.nll or ("prompt+chosen" if self.objective == "orpo" else "chosen")
 
+    @property
+    def spread(self) -> bool:
+        """Whether each rank holds a part of the decoder alone."""
+        return self.shard or self.tensor_parallel is not None
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

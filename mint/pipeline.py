@@ -89,7 +89,7 @@ def align(
     if not dry_run:
         settings = _admitted(folder, settings, resume)
     source = list(read_pairs(settings.pairs, skipped=skipped)) if pairs is None else pairs  # before what takes long
-    decoder, adapter_config = _student(settings, weights=not (dry_run and settings.shard))
+    decoder, adapter_config = _student(settings, weights=not (dry_run and settings.spread))
     everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
     training = [pair for pair in everything if _share(pair.id) >= settings.held_out]
@@ -129,7 +129,7 @@ def _student(settings: AlignSettings, weights: bool = True) -> tuple[Decoder, di
     """The decoder with the adapter that will be trained, and what PEFT has to know of it; or its shapes without weights."""
     if not settings.model:
         raise ConfigError("--model: no decoder given; wanted a checkpoint folder or a hub name")
-    if (settings.shard or settings.tensor_parallel) and weights:
+    if settings.spread and weights:
         return _spread_student(settings)
     parallel.apart()
     decoder = load_decoder(

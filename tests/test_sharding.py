@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,9 @@ def test_a_large_model_is_planned_without_its_weights(name: str, tmp_path: Path)
         assert row["total_bytes"] == sum(value for key, value in row.items() if key != "total_bytes")
     fits = {"70B": ("on_8_gpus", 80e9), "405B": ("on_16_gpus", 141e9)}[name]
     assert found[fits[0]]["total_bytes"] < fits[1]
+    together = plans(decoder, 8192, None, 8)["on_each_of_8_gpus"]
+    assert together["weights_bytes"] == pytest.approx(2 * parameters / 8, rel=1e-3)
+    assert adapter * 4 / 8 < together["adapter_bytes"] < adapter * 4
 
 
 def test_a_dry_run_prints_the_plan_from_the_shapes_alone(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
@@ -245,4 +249,6 @@ def test_a_dry_run_prints_the_plan_from_the_shapes_alone(models: dict[bool, Path
     settings = run_settings(model=str(tmp_path), pairs=str(pairs), out=str(tmp_path / "run"), shard=True)
     found = align(settings, dry_run=True)
     assert found["on_2_gpus"]["weights_bytes"] == pytest.approx(found["weights_bytes"] / 2, abs=1)
+    together = align(replace(settings, shard=False, tensor_parallel=2), dry_run=True)["on_each_of_2_gpus"]
+    assert found["weights_bytes"] / 2 < together["weights_bytes"] < found["weights_bytes"] * 0.51
     assert not (tmp_path / "run").exists()

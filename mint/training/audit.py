@@ -68,8 +68,8 @@ def _expected(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSetti
         "adapter_and_optimiser_bytes": adapter,
         "activation_bytes": activation_bytes(decoder, largest) + tower_bytes(decoder, pairs, settings),
     }
-    if settings.shard:  # nothing was loaded, so nothing can be timed
-        return expected | plans(decoder, largest, settings.recompute)
+    if settings.spread:  # nothing was loaded, so nothing can be timed
+        return expected | plans(decoder, largest, settings.recompute, settings.tensor_parallel)
     return expected | {"seconds_expected": round(operations / (0.6 * _rate(decoder)), 1)}
 
 

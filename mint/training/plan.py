@@ -1,4 +1,4 @@
-"""What each GPU will hold when a decoder is spread over several (`--shard`), from shapes alone: nothing is loaded."""
+"""What each GPU will hold when a decoder is spread over several, from shapes alone: nothing is loaded."""
 
 from __future__ import annotations
 
@@ -32,6 +32,29 @@ def plan(decoder: Decoder, tokens: int, recompute: bool, ranks: int) -> dict[str
     return {**found, "total_bytes": sum(found.values())}
 
 
+def plan_together(decoder: Decoder, tokens: int, recompute: bool, ranks: int) -> dict[str, int]:
+    """Bytes on each of the GPUs that hold a decoder together (`--tensor-parallel`): products are cut, norms are not, and of
+    an adapter the side that meets whole rows is on every GPU. Activations are counted as if none of them were cut."""
+    named = dict(decoder.network.named_parameters())
+    matrices = _bytes(tensor for name, tensor in named.items() if ".lora_" not in name and tensor.ndim > 1)
+    norms = _bytes(tensor for tensor in named.values() if tensor.ndim == 1)
+    adapters = {name: tensor for name, tensor in named.items() if ".lora_" in name}
+    cut = _bytes(
+        tensor for name, tensor in adapters.items() if ("lora_A" in name) == any(part in name for part in _ROWS)
+    )
+    adapter = -(-cut // ranks) + _bytes(adapters.values()) - cut
+    found = {
+        "weights_bytes": -(-matrices // ranks) + norms,
+        "adapter_bytes": adapter,
+        "gradient_and_optimiser_bytes": 3 * adapter,
+        "activation_bytes": activations(decoder, tokens, recompute),
+    }
+    return {**found, "total_bytes": sum(found.values())}
+
+
+_ROWS = ("o_proj", "down_proj")
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
@@ -46,7 +69,10 @@ def activations(decoder: Decoder, tokens: int, recompute: bool) -> int:
     return int(tokens * (kept * decoder.dtype.itemsize + 4 * config.hidden_size))
 
 
-def plans(decoder: Decoder, tokens: int, recompute: bool | None) -> dict[str, Any]:
-    """The plan for each usual number of GPUs; activations are recomputed unless the settings say otherwise."""
+def plans(decoder: Decoder, tokens: int, recompute: bool | None, together: int | None = None) -> dict[str, Any]:
+    """The plan for each usual number of GPUs, or for so many that hold a decoder together; activations are recomputed
+    unless the settings say otherwise."""
     again = recompute is not False
+    if together is not None:
+        return {f"on_each_of_{together}_gpus": plan_together(decoder, tokens, again, together)}
     return {f"on_{ranks}_gpus": plan(decoder, tokens, again, ranks) for ranks in SIZES}
