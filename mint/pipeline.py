@@ -230,6 +230,7 @@ def predict(
     top: int | None = 10,
     normalise: str = "sum",
     opening: str = "",
+    alone: bool = False,
     max_new_tokens: int = 256,
     retrieve: str | Path | Retriever | None = None,
     retriever: str | Path | None = None,
@@ -245,8 +246,8 @@ def predict(
     file or folder of documents, of which the best `passages` stand before each case, found by words, or by meaning with
     the encoder `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
     given as such is used as it is, so that many calls can share them. `opening` is how an answer begins, for a model
-    whose answers are lists: in rank mode a label is then scored as the first name. With `tensor_parallel` so many ranks hold
-    the decoder together.
+    whose answers are lists: in rank mode a label is then scored as the first name, or with `alone` as the only one. With
+    `tensor_parallel` so many ranks hold the decoder together.
     """
     decoder = model if isinstance(model, Decoder) else _answering(model, adapter, tensor_parallel, **loading)
     if isinstance(retrieve, str | Path):
@@ -261,6 +262,7 @@ def predict(
         top=top,
         normalise=normalise,
         opening=opening,
+        alone=alone,
         max_new_tokens=max_new_tokens,
         retriever=retrieve,
         passages=passages,

@@ -51,6 +51,7 @@ class Questioner:
     top: int | None = 10
     normalise: str = "sum"
     opening: str = ""
+    alone: bool = False
     max_new_tokens: int = 256
     retriever: Retriever | None = None
     passages: int = 3
@@ -86,7 +87,7 @@ class Questioner:
     @cached_property
     def ranker(self) -> Ranker:
         empty = self._messages(Record("empty", note=NOTHING_KNOWN), ()) if self.normalise == "prior" else None
-        return Ranker(self.decoder, self._names(), self.normalise, self.opening, empty)
+        return Ranker(self.decoder, self._names(), self.normalise, self.opening, empty, self.alone)
 
     def _names(self) -> tuple[str, ...]:
         return () if self.known is None else self.known.labels

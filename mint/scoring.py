@@ -76,14 +76,14 @@ class Layout:
 
 
 @lru_cache(maxsize=8)
-def layout_of(tokenizer: ChatTokenizer, labels: tuple[str, ...], opening: str) -> Layout:
-    """The trie of `opening + label` and end of line, less the tokens that the opening has for itself; without an opening
-    that of the label and end of turn."""
-    if opening:
+def layout_of(tokenizer: ChatTokenizer, labels: tuple[str, ...], opening: str, alone: bool = False) -> Layout:
+    """The trie of `opening + label` and end of line, less the tokens that the opening has for itself; without an opening,
+    or where the label is `alone` on its list, it ends with the turn."""
+    if opening and not alone:
         answers = tokenizer.encode_all([f"{opening}{label.strip()}\n" for label in labels])
     else:
         end = tokenizer.special("<|eot_id|>")
-        answers = [[*ids, end] for ids in tokenizer.encode_all([label.strip() for label in labels])]
+        answers = [[*ids, end] for ids in tokenizer.encode_all([opening + label.strip() for label in labels])]
     start = tokenizer.encode(opening.rstrip()) if opening else []
     shared = min((_shared(start, answer) for answer in answers), default=0)
     lengths = torch.tensor([len(answer) - shared for answer in answers])
@@ -100,7 +100,8 @@ class Ranker:
 
     `normalise`: "sum" ranks by log p(label and its end | prompt, opening), "mean" by that over the label's tokens,
     "prior" by that less what it is after the prompt `empty`, of a case of which nothing is known. A label ends with the
-    turn; with `opening` (how an answer begins) it is the first of a list and ends with its line.
+    turn; with `opening` (how an answer begins) it is the first of a list and ends with its line, or the only one of a list
+    (`alone`) and ends with the turn.
     """
 
     decoder: Decoder
@@ -108,6 +109,7 @@ class Ranker:
     normalise: str = "sum"
     opening: str = ""
     empty: Sequence[Message] | None = None
+    alone: bool = False
     layout: Layout = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +119,8 @@ class Ranker:
             raise ConfigError("normalise is 'prior'; it needs the prompt of an empty case")
         if not self.labels:
             raise ConfigError("no labels to rank; at least one is wanted")
-        object.__setattr__(self, "layout", layout_of(self.decoder.tokenizer, tuple(self.labels), self.opening))
+        layout = layout_of(self.decoder.tokenizer, tuple(self.labels), self.opening, self.alone)
+        object.__setattr__(self, "layout", layout)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What stands before the labels: the conversation, an open turn of the assistant, and the opening."""

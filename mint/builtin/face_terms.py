@@ -39,6 +39,14 @@ def _drawn_as() -> dict[str, str]:
     return related | {term: term for term in photo_findings()}
 
 
+@cache
+def drawable_labels() -> dict[str, str]:
+    """Label, in small letters -> HPO id, for the terms of both tables: how cases that name findings are drawn."""
+    related = rows("face_related.tsv", ("term_id", "label", "finding"))
+    named = [*rows("face_terms.tsv", ("term_id", "label", "finding", "against")), *related]
+    return {row["label"].lower(): row["term_id"] for row in named}
+
+
 def nearest(term: str) -> str | None:
     """The HPO id of the drawing that shows this term, if one does."""
     return _drawn_as().get(term)

@@ -54,9 +54,9 @@ class Photo:
     """A simulated portrait that is drawn when it is asked for; it holds all that its picture depends on."""
 
     terms: tuple[str, ...]
-    sex: str
-    age: float
-    ethnicity: str
+    sex: str | None
+    age: float | None
+    ethnicity: str | None
     seed: int
     size: int = SIZE
 

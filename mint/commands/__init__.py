@@ -1,9 +1,9 @@
 """The command line: a command turns words into a call of `pipeline` and its result into words."""
 
-from . import align, evaluate, predict, teach
+from . import align, evaluate, experiment, predict, teach
 from .frame import cli
 
-__all__ = ["align", "cli", "evaluate", "main", "predict", "teach"]
+__all__ = ["align", "cli", "evaluate", "experiment", "main", "predict", "teach"]
 
 
 def main() -> None:

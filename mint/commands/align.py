@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +9,15 @@ import click
 
 from ..config import AlignSettings
 from ..errors import ConfigError
-from .frame import Command, command, listed
-
-_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float}
-
-
-def _settings(body: Command) -> Command:
-    """An option for every setting of a run. One that is not given stays None, so that --config can fill it."""
-    for setting in reversed(fields(AlignSettings)):
-        kind = str(setting.type).removesuffix(" | None")
-        name, meaning = setting.name.replace("_", "-"), setting.metadata["help"]
-        shown = "" if setting.default in ("", None, False) else f"  [default: {_written(setting.default)}]"
-        if kind == "bool":
-            body = click.option(f"--{name}/--no-{name}", setting.name, default=None, help=meaning + shown)(body)
-        else:
-            body = click.option(f"--{name}", setting.name, type=_KINDS.get(kind, str), help=meaning + shown)(body)
-    return body
-
-
-def _written(value: Any) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+from .frame import command, listed
+from .options import given_settings, settings_options
 
 
 def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSettings:
     """The settings: those given, else those of --config or of the run to be resumed, else the defaults."""
     from ..training.runs import holds_run, read_run
 
-    values = {name: value for name, value in given.items() if value is not None}
-    if "targets" in values:
-        values["targets"] = tuple(part.strip() for part in values["targets"].split(",") if part.strip())
+    values = given_settings(given)
     out = values.get("out", AlignSettings().out)
     config = out if config is None and resume and holds_run(Path(out)) else config
     stored = AlignSettings.from_dict(read_run(Path(config)), config).as_dict() if config else {}
@@ -47,13 +26,16 @@ def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSe
 
 @command("skip_bad", ranks=True)
 @click.argument("cases", required=False)
-@_settings
+@settings_options()
 @click.option("--teacher", help="What ranks the classes of CASES: a ViLT or CLIP checkpoint, or a file of scores.")
+@click.option(
+    "--draw-faces", is_flag=True, help="Give cases without a photo a simulated one, drawn from their findings."
+)
 @click.option("--config", help="A run.json (or run folder): its settings, but for those given here.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the audit of the pairs and stop.")
 def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, skip_bad: bool, teacher: str | None,
-          **given: Any) -> Any:  # fmt: skip
+          draw_faces: bool, **given: Any) -> Any:  # fmt: skip
     """Align a decoder on preference pairs: an adapter comes out.
 
     The pairs are those of --pairs, or come from --teacher and CASES. Without any of them: the built-in rare-disease
@@ -71,7 +53,7 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
     settings = _resolve(given, config, resume)
     skipped: list[str] | None = [] if skip_bad else None
     try:
-        pairs = _taught(cases, teacher, settings)
+        pairs = _taught(cases, teacher, settings, draw_faces)
         return pipeline.align(settings, pairs, resume=resume, dry_run=dry_run, skipped=skipped)
     finally:
         listed(skipped)
@@ -90,10 +72,20 @@ def _showcase(given: dict[str, Any], teacher: str | None) -> Any:
     return showcase.tell(settings, teacher=teacher)
 
 
-def _taught(cases: str | None, teacher: str | None, settings: AlignSettings) -> Any:
+def _taught(cases: str | None, teacher: str | None, settings: AlignSettings, draw_faces: bool) -> Any:
     """The pairs of CASES as the teacher ranks them; None where a file of pairs is given."""
     from .. import pipeline
+    from ..builtin.portraits import SIMULATED, with_drawn_face
+    from ..progress import say
+    from ..records import read_records
 
     if (cases is None) != (teacher is None) or (cases is None) == (not settings.pairs):
         raise ConfigError("wanted --pairs FILE, or CASES with --teacher, or none of them (the built-in task)")
-    return None if cases is None or teacher is None else list(pipeline.prefer(cases, teacher=teacher))
+    if cases is None or teacher is None:
+        if draw_faces:
+            raise ConfigError("--draw-faces: faces are drawn for CASES that a --teacher looks at; give both")
+        return None
+    if not draw_faces:
+        return list(pipeline.prefer(cases, teacher=teacher))
+    say(SIMULATED)
+    return list(pipeline.prefer(map(with_drawn_face, read_records(cases)), teacher=teacher))

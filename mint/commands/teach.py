@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .frame import command, listed
+from .options import pair_options
 
 
 @command("seed", "device")
@@ -43,12 +44,7 @@ def teach(cases: str, base: str, out: str, **choices: Any) -> dict[str, Any]:
 @click.option(
     "--kind", type=click.Choice(["disease", "tissue"]), default="disease", show_default=True, help="Of classes."
 )
-@click.option("--chosen-k", type=click.IntRange(1), help="Classes of the chosen answer [default: 10, tissues 5].")
-@click.option("--rejected-q", type=click.IntRange(1), help="Classes of the rejected answer [default: 15, tissues 5].")
-@click.option("--rejected", type=click.Choice(["bottom", "near", "random"]), default="bottom", show_default=True,
-              help="Where rejected classes come from: the end of the ranking, just below the chosen, anywhere.")  # fmt: skip
-@click.option("--label-first", is_flag=True, help="Put the known label before the teacher's classes.")
-@click.option("--label-within", type=click.IntRange(1), help="Leave out cases whose label the teacher ranks lower.")
+@pair_options
 @click.option("--template", help="A text file with the words of the prompt: {note}, {k}, {labels}.")
 @click.option("--temperature", type=float, help="Of the teacher's scores, where they are kept.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random negatives.")

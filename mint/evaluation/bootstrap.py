@@ -1,6 +1,6 @@
 """Intervals by the bootstrap: what the figures would be, had other cases (or groups of cases) been drawn.
 
-Shapes: N cases, G groups, M figures, R resamples.
+Shapes: N cases, G groups, M figures, R resamples, S seeds.
 """
 
 from __future__ import annotations
@@ -43,6 +43,20 @@ def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
     """The middle `level` of the resampled values (R,)."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def crossed_means(values: Floats, groups: Sequence[str], resamples: int, seed: int) -> Floats:
+    """The mean of one figure of S runs on the same N cases (S, N), had other groups and other seeds been drawn: (R,).
+
+    Groups and seeds are drawn apart, each with replacement, and every drawn run meets every drawn case. The draws depend
+    on `seed` and on the numbers of groups and of runs alone, so differences of two systems can be resampled as they are.
+    """
+    runs = len(values)
+    columns = np.vstack([values, np.ones(values.shape[1])]).T  # (N, S + 1)
+    sums = resampled_sums(columns, groups, resamples, seed)  # (R, S + 1)
+    times = np.random.default_rng([seed, 1]).multinomial(runs, np.full(runs, 1 / runs), size=resamples)  # (R, S)
+    means: Floats = (sums[:, :runs] * times).sum(1) / (runs * sums[:, runs])
+    return means
 
 
 def mean_interval(

@@ -34,6 +34,20 @@ def read_hpo(path: str | Path) -> dict[str, str]:
     return names
 
 
+def marked_terms(path: str | Path, column: str) -> frozenset[str]:
+    """The labels, in small letters, of the terms of a TSV that have a 1 in a column."""
+    with opened(path) as file:
+        text = (_decoded(line, f"{path}:{number}").rstrip("\r\n") for number, line in lines(file, path))
+        rows = (line.split("\t") for line in text if line and not line.startswith("#"))
+        header = next(rows, [])
+        if "label" not in header or column not in header:
+            raise RecordError(
+                f"{path}: the columns are {', '.join(header)[:80]}; wanted label and {column}, tabs between"
+            )
+        label, mark = header.index("label"), header.index(column)
+        return frozenset(row[label].lower() for row in rows if len(row) > max(label, mark) and row[mark] == "1")
+
+
 def hpo_beside(folder: Path) -> dict[str, str]:
     """The terms of the HPO file in `folder`, or none where there is none."""
     return next((read_hpo(folder / name) for name in FILE_NAMES if (folder / name).is_file()), {})

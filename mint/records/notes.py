@@ -43,6 +43,15 @@ def age_in_words(age: str | None, published: bool = False) -> str | None:
     return " ".join(words) or "0 days"
 
 
+def age_in_years(age: str | None) -> float | None:
+    """'P3Y6M', '3.5' or '3 years 6 months' as 3.5; None where it is not known or said in other words."""
+    counts = _counts(age) if age else None
+    if counts is None:
+        return None
+    years, months, weeks, days = counts
+    return years + months / 12 + weeks / 52 + days / 365
+
+
 def demographics(text: str) -> dict[str, str]:
     """Sex, age and ethnicity at the start of a GestaltMML text, as far as they are there.
 

@@ -67,12 +67,14 @@ def report_page(
     curve: Sequence[Mapping[str, Any]] = (),
     about: Mapping[str, Any] | None = None,
     remark: str = "",
+    sections: str = "",
 ) -> str:
     """The page as text. `reports` has one report per system, in reading order; `student` names the one shown in full.
 
     `ceilings` holds what no system can pass ({"note alone": {"top_1": 0.8}}), `goal` the one that the student is
     measured against; `curve` the rows of metrics.jsonl, `about` settings to print, `remark` a caution for the reader
-    (whether photos are simulated, for instance). The student's `Report.cases` are shown at the end.
+    (whether photos are simulated, for instance). The student's `Report.cases` are shown at the end. `sections` are
+    further parts of the page below the results, made with markup.py.
     """
     if student not in reports or any(name not in reports for name in (base, teacher) if name is not None):
         raise ConfigError(f"report: the student {student!r}, base and teacher must be among {', '.join(reports)}")
@@ -84,6 +86,7 @@ def report_page(
         _header(title, _summary(reports, student, base, bounds, goal), about or {}, remark),
         "<main>",
         _results(reports, kinds, bounds),
+        sections,
         _training(curve),
         calibration_section(shown),
         confusion_section(shown),

@@ -1,0 +1,217 @@
+"""The systems that an experiment compares. Each learns from the same cases of a seed and answers the same others.
+
+base         the decoder as it is                       rag        the same, shown the nearest training cases
+sft          learns the true label                      sft-list   learns the teacher's list, nothing rejected
+dpo          DPO on the pairs, from the SFT model       orpo       MINT: ORPO on the pairs
+teacher      the encoder, which sees photo and note     bayes-*    naive Bayes over findings or words
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .. import pipeline
+from ..answers import answer_text, opening
+from ..bayes import NaiveBayes, words
+from ..config import AlignSettings
+from ..decoders import Decoder, load_decoder
+from ..errors import ConfigError
+from ..pairs import PAPER_SIZES
+from ..prompts import default_template
+from ..retrieval import Bm25, Passage, Retriever, open_retriever
+from ..showcase import teacher_predictions
+from ..training.runs import holds_run
+from ..types import Prediction, PreferencePair, Record
+from .tasks import Task
+
+KEPT = 20
+"""Names of an answer that are kept: what comes after them counts as not named."""
+
+
+@dataclass
+class Bench:
+    """A task with everything that the systems of one comparison share; `own` are settings that --tune found for an arm."""
+
+    task: Task
+    settings: AlignSettings
+    folder: Path
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    documents: str | None = None
+    passages: int = 3
+    dpo_from: str = "sft-list"
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    _pairs: dict[int, list[PreferencePair]] = field(default_factory=dict)
+    _base: list[Decoder] = field(default_factory=list)
+
+    def learnt(self, seed: int) -> list[Record]:
+        return self.task.learnt(seed, self.size)
+
+    def pairs(self, seed: int) -> list[PreferencePair]:
+        """The preference pairs of a seed's cases."""
+        if seed not in self._pairs:
+            told = pipeline.prefer(
+                self.learnt(seed), teacher=self.task.teacher, kind=self.task.kind, seed=seed, **self.choices
+            )
+            self._pairs = {seed: list(told)}
+        return self._pairs[seed]
+
+    @property
+    def base(self) -> Decoder:
+        if not self._base:
+            self._base.append(load_decoder(self.settings.model, **self.loading))
+        return self._base[0]
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        return {"device": self.settings.device, "dtype": self.settings.dtype, "date": self.settings.date}
+
+    @property
+    def k(self) -> int:
+        return int(self.choices.get("chosen_k") or PAPER_SIZES[self.task.kind][0])
+
+    @property
+    def q(self) -> int:
+        return int(self.choices.get("rejected_q") or PAPER_SIZES[self.task.kind][1])
+
+    def ask(self, model: str | Path | Decoder, **more: Any) -> list[Prediction]:
+        """What a decoder says of the judged cases, asked in the words of the pairs."""
+        asked: dict[str, Any] = {
+            "labels": self.task.classes,
+            "top": KEPT,
+            "kind": self.task.kind,
+            "template": default_template("note", self.task.kind).replace("{k}", str(self.k)),
+            "opening": opening(self.task.kind),
+        }
+        loading = {} if isinstance(model, Decoder) else self.loading
+        return list(pipeline.predict(list(self.task.judged), model=model, **asked, **loading, **more))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One system: what it is called, how it answers, what it draws by the seed, and what the page shows it as."""
+
+    title: str
+    answers: Callable[[Bench, int], list[Prediction]]
+    trains: bool = False
+    uses_cases: bool = False
+
+    def seeds(self, task: Task, seeds: Sequence[int]) -> list[int]:
+        """The seeds that make a difference: one is enough where nothing is drawn by it."""
+        several = self.trains or (self.uses_cases and task.redrawn)
+        return list(seeds if several else seeds[:1])
+
+
+def _base(bench: Bench, _: int) -> list[Prediction]:
+    return bench.ask(bench.base)
+
+
+def _rag(bench: Bench, seed: int) -> list[Prediction]:
+    return bench.ask(bench.base, retrieve=_retriever(bench, seed), passages=bench.passages)
+
+
+def _retriever(bench: Bench, seed: int) -> Retriever:
+    """The documents given, else the notes of the training cases with their diagnoses."""
+    if bench.documents is not None:
+        return open_retriever(bench.documents)
+    return Bm25([Passage(case.id, f"{case.note.strip()} Diagnosis: {case.label}") for case in bench.learnt(seed)])
+
+
+def _sft(bench: Bench, seed: int) -> list[Prediction]:
+    return bench.ask(bench.settings.model, adapter=_trained(bench, "sft", seed) / "adapter", alone=True)
+
+
+def _of_pairs(name: str) -> Callable[[Bench, int], list[Prediction]]:
+    """An arm that is trained on the preference pairs from the base."""
+
+    def answers(bench: Bench, seed: int) -> list[Prediction]:
+        return bench.ask(bench.settings.model, adapter=_trained(bench, name, seed) / "adapter")
+
+    return answers
+
+
+def _dpo(bench: Bench, seed: int) -> list[Prediction]:
+    """SFT first; its adapter is merged, so that the SFT model is what DPO starts from and what it is held against."""
+    merged = bench.folder / "runs" / f"merged-{seed}"
+    pipeline.merge(bench.settings.model, _trained(bench, bench.dpo_from, seed) / "adapter", merged, **bench.loading)
+    try:
+        return bench.ask(merged, adapter=_trained(bench, "dpo", seed, str(merged)) / "adapter")
+    finally:
+        shutil.rmtree(merged)
+
+
+def _trained(bench: Bench, name: str, seed: int, model: str | None = None) -> Path:
+    """The folder of a run, trained or taken up where it was stopped."""
+    folder = bench.folder / "runs" / f"{name}-{seed}"
+    objective = name.partition("-")[0]
+    pairs = _labelled(bench, seed) if name == "sft" else bench.pairs(seed)
+    own: dict[str, Any] = {
+        "objective": objective,
+        "out": str(folder),
+        "seed": seed,
+        "model": model or bench.settings.model,
+    }
+    settings = replace(bench.settings, **own, **bench.own.get(name, {}))
+    pipeline.align(settings, pairs, resume=holds_run(folder))
+    return folder
+
+
+def _labelled(bench: Bench, seed: int) -> list[PreferencePair]:
+    """The same prompts, answered with the true label alone."""
+    labels = {record.id: record.label or "" for record in bench.learnt(seed)}
+
+    def answer(case: str) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": answer_text([labels[case]], bench.task.kind)}]
+
+    return [replace(pair, chosen=answer(pair.id)) for pair in bench.pairs(seed)]
+
+
+def _teacher(bench: Bench, _: int) -> list[Prediction]:
+    found = teacher_predictions(bench.task.teacher, bench.task.judged)
+    return [replace(prediction, ranking=prediction.ranking[:KEPT]) for prediction in found]
+
+
+def _bayes(items: Callable[[Task, Record], Any]) -> Callable[[Bench, int], list[Prediction]]:
+    """Naive Bayes over what `items` finds in a case."""
+
+    def answers(bench: Bench, seed: int) -> list[Prediction]:
+        task = bench.task
+        counted = ((items(task, case), case.label or "") for case in bench.learnt(seed))
+        model = NaiveBayes(counted, task.classes)
+        found = (model.predict(case.id, items(task, case)) for case in task.judged)
+        return [replace(prediction, ranking=prediction.ranking[:KEPT]) for prediction in found]
+
+    return answers
+
+
+ARMS: Mapping[str, Arm] = {
+    "base": Arm("base", _base),
+    "rag": Arm("RAG: base with the nearest cases", _rag, uses_cases=True),
+    "sft": Arm("SFT on the true label", _sft, trains=True),
+    "sft-list": Arm("SFT on the teacher's list", _of_pairs("sft-list"), trains=True),
+    "dpo": Arm("DPO from the SFT model", _dpo, trains=True),
+    "orpo": Arm("MINT: ORPO", _of_pairs("orpo"), trains=True),
+    "bayes-words": Arm("naive Bayes, words of the note", _bayes(lambda _, case: words(case.note)), uses_cases=True),
+    "bayes": Arm("naive Bayes, findings of the note", _bayes(lambda t, case: t.told(case)), uses_cases=True),
+    "bayes-all": Arm("naive Bayes, all findings", _bayes(lambda t, case: t.all_findings(case)), uses_cases=True),
+    "teacher": Arm("teacher, photo and note", _teacher),
+}
+YARDSTICKS = ("bayes-words", "bayes", "bayes-all", "teacher")
+"""Systems that are in every table; the others are the objectives that are asked for."""
+OBJECTIVES = tuple(name for name in ARMS if name not in YARDSTICKS)
+
+
+def check_objectives(names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in OBJECTIVES]
+    if unknown or not names:
+        found = f"{unknown[0]!r} is none" if unknown else "none given"
+        raise ConfigError(f"--objectives: {found}; wanted some of {', '.join(OBJECTIVES)}")
+
+
+def has_findings(task: Task) -> bool:
+    """Whether the cases name findings that naive Bayes could count."""
+    return any(task.told(record) for record in task.judged)
