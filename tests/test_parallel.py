@@ -52,22 +52,23 @@ def losses(folder: Path) -> list[float]:
 # ---- the same numbers -----------------------------------------------------------------------------------------------
 
 
-def every_objective(model: Path, pairs: Path, out: Path) -> None:
-    for objective in OBJECTIVES:
+def objectives(model: Path, pairs: Path, out: Path, names: tuple[str, ...] = tuple(OBJECTIVES)) -> None:
+    for objective in names:
         align(settings_of(model, pairs, out / objective, objective=objective, tokens_per_batch=1, held_out=0.2))
 
 
 def test_many_ranks_have_the_loss_curve_of_one(model: Path, pairs: Path, tmp_path: Path) -> None:
-    """Five pairs a step on four ranks, or the one that is left of an epoch: unequal shares, and ranks without any."""
-    every_objective(model, pairs, tmp_path / "1")
-    for count in (2, 4):
-        on_ranks(count, every_objective, model, pairs, tmp_path / str(count))
+    """Every objective on two ranks, a reference's and a pooled one on four: five pairs a step, or the few that are left of an
+    epoch, so shares are unequal and some ranks have none."""
+    objectives(model, pairs, tmp_path / "1")
+    on_ranks(2, objectives, model, pairs, tmp_path / "2")
+    on_ranks(4, objectives, model, pairs, tmp_path / "4", ("orpo", "dpo"))
     for objective in OBJECTIVES:
         one, two, four = (losses(tmp_path / count / objective) for count in ("1", "2", "4"))
         assert len(set(one)) == 4
         close = 1e-5 if objective == "ipo" else 1e-6  # it squares the difference of large sums
         assert two == pytest.approx(one, rel=close), objective
-        assert four == pytest.approx(one, rel=close), objective
+        assert not four or four == pytest.approx(one, rel=close), objective
         held = [runs.read_metrics(tmp_path / count / objective / "evaluations.jsonl") for count in ("1", "2")]
         assert held[1][-1]["loss"] == pytest.approx(held[0][-1]["loss"], rel=close)
 
