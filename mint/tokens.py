@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -150,14 +151,49 @@ def _bert(table: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+def learn_clip_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
+    """A tokenizer of at most `size` tokens in CLIP's manner, its merges learnt from `texts`; any text can be written."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = [*letters, *(f"{letter}</w>" for letter in letters)]
+    bare = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    bare.normalizer, bare.pre_tokenizer = _clip_normalizer(), _clip_words()
+    trainer = BpeTrainer(  # merges that are equally frequent go by number, and `special_tokens` numbers the alphabet
+        vocab_size=size - 2, special_tokens=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bare.train_from_iterator(texts, trainer)
+    merges = [(first, second) for first, second in json.loads(bare.to_str())["model"]["merges"]]
+    pieces = dict.fromkeys([*alphabet, *(first + second for first, second in merges), CLIP_START, CLIP_END])
+    return _clip({piece: row for row, piece in enumerate(pieces)}, merges)
+
+
+def write_clip_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> None:
+    """`tokenizer.json`, `vocab.json`, `merges.txt` and `tokenizer_config.json`, as a CLIP checkpoint has them."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    model = json.loads(tokenizer.to_str())["model"]
+    write_json(folder / "vocab.json", model["vocab"])
+    lines = ["#version: 0.2", *(f"{first} {second}" for first, second in model["merges"])]
+    write_text(folder / "merges.txt", "".join(f"{line}\n" for line in lines))
+    settings = {"bos_token": CLIP_START, "eos_token": CLIP_END, "pad_token": CLIP_END, "unk_token": CLIP_END}
+    more = {"model_max_length": longest, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
+    write_json(folder / "tokenizer_config.json", settings | more)
+
+
+def _clip_normalizer() -> Any:
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+
+
+def _clip_words() -> Any:
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
 def _clip(table: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """Lower case, spaces collapsed, byte-level merges with `</w>` at word ends: start, pieces, end."""
     tokenizer = Tokenizer(BPE(vocab=table, merges=merges, end_of_word_suffix="</w>", unk_token=CLIP_END))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _clip_normalizer(), _clip_words()
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
         (CLIP_END, table[CLIP_END]), (CLIP_START, table[CLIP_START]), trim_offsets=False, add_prefix_space=False

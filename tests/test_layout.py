@@ -26,6 +26,7 @@ FLOORS = [
     "predicting",
     "pipeline",
     "showcase",
+    "showcase_tissue",
     "experiment",
     "commands",
     "__main__",

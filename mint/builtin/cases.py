@@ -15,6 +15,8 @@ PREFIX = "builtin:"
 TASKS = {"rare-disease": draw_cases, "tissue": draw_tissue_cases}
 STUDENT, TEACHER = HERE / "models" / "student", HERE / "models" / "teacher"
 """The shipped models of the rare-disease task, in the official layout; student.py and teacher.py say how they came about."""
+TISSUE_STUDENT, TISSUE_TEACHER = HERE / "models" / "tissue-student", HERE / "models" / "tissue-teacher"
+"""Those of the tissues: a Llama 3.2 Vision and a CLIP; see tissue_student.py and tissue_teacher.py."""
 
 
 def is_builtin(cases: object) -> bool:

@@ -39,17 +39,18 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
     """Align a decoder on preference pairs: an adapter comes out.
 
     The pairs are those of --pairs, or come from --teacher and CASES. Without any of them: the built-in rare-disease
-    task, offline and in minutes, from the teacher to a report.
+    task, offline and in minutes, from the teacher to a report; with builtin:tissue the same for pictures of tissue.
 
     \b
     Example:  python cli.py align
+    Example:  python cli.py align builtin:tissue
     Example:  python cli.py align --model meta-llama/Llama-3.2-3B-Instruct --pairs pairs.jsonl --out runs/first
     """
     from .. import pipeline
 
-    own_task = cases == "builtin:rare-disease" or (cases is None and given["model"] is None)
+    own_task = cases in ("builtin:rare-disease", "builtin:tissue") or (cases is None and given["model"] is None)
     if own_task and not (given["pairs"] or config or resume or dry_run):
-        return _showcase(given, teacher)
+        return _showcase(cases, given, teacher)
     settings = _resolve(given, config, resume)
     skipped: list[str] | None = [] if skip_bad else None
     try:
@@ -59,17 +60,18 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
         listed(skipped)
 
 
-def _showcase(given: dict[str, Any], teacher: str | None) -> Any:
-    """The built-in task from the teacher to the report; its own settings hold where none is given."""
-    from .. import parallel, showcase
+def _showcase(task: str | None, given: dict[str, Any], teacher: str | None) -> Any:
+    """A built-in task from the teacher to the report; its own settings hold where none is given."""
+    from .. import parallel, showcase, showcase_tissue
 
     if parallel.size() > 1:
         raise ConfigError(
             "the built-in task is the work of one process; leave torchrun out, or give --model and --pairs"
         )
+    story: Any = showcase_tissue if task == "builtin:tissue" else showcase
     chosen = {name: value for name, value in given.items() if value is not None}
-    settings = _resolve({**showcase.SETTINGS, "out": str(showcase.new_folder()), **chosen}, None, False)
-    return showcase.tell(settings, teacher=teacher)
+    settings = _resolve({**story.SETTINGS, "out": str(story.new_folder()), **chosen}, None, False)
+    return story.tell(settings, teacher=teacher)
 
 
 def _taught(cases: str | None, teacher: str | None, settings: AlignSettings, draw_faces: bool) -> Any:

@@ -45,7 +45,7 @@ def _written(value: Any) -> str:
 def given_settings(given: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given, in the types of AlignSettings."""
     values = {name: value for name, value in given.items() if value is not None}
-    if "targets" in values:
+    if isinstance(values.get("targets"), str):
         values["targets"] = tuple(part.strip() for part in values["targets"].split(",") if part.strip())
     return values
 

@@ -51,6 +51,7 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
 
     \b
     Example:  python cli.py predict --note "Short stature, webbed neck, pulmonic stenosis."
+    Example:  python cli.py predict --image tile.png
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
     from .. import parallel, pipeline
@@ -59,7 +60,7 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     if (cases is None) == (note is None and image is None):
         raise ConfigError("wanted either CASES (a file, a folder or -), or --note or --image, and not both")
     if words["model"] is None:
-        words |= _newest(words)
+        words |= _newest(words, note, image)
     words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
     skipped: list[str] | None = [] if skip_bad else None
     source = _cases(cases, note, image, skipped)
@@ -92,11 +93,15 @@ def _cases(cases: str | None, note: str | None, image: str | None, skipped: list
     return read_stream(sys.stdin.buffer, skipped=skipped) if cases == "-" else cases
 
 
-def _newest(words: dict[str, Any]) -> dict[str, Any]:
+def _newest(words: dict[str, Any], note: str | None, image: str | None) -> dict[str, Any]:
     """What the newest run says of a model, its adapter and its closed set, but for what is given."""
-    from .. import showcase
+    from .. import showcase, showcase_tissue
 
-    return {name: value for name, value in showcase.newest().items() if words.get(name) is None}
+    pictures = words["kind"] == "tissue" or words["modality"] == "image" or (image is not None and note is None)
+    if pictures:
+        words["kind"] = "tissue"
+    found = showcase_tissue.newest() if pictures else showcase.newest()
+    return {name: value for name, value in found.items() if words.get(name) is None}
 
 
 def _stream(one: Any, *, model: str, max_new_tokens: int, temperature: float, seed: int, top: int, modality: str,

@@ -73,14 +73,14 @@ class ClipEncoder(Encoder):
     @torch.inference_mode()
     def _prototypes(self) -> Tensor:
         """For each class the mean of its sentences' unit vectors, made a unit vector again: (C, E)."""
-        sentences = [template.replace("{}", _spoken(name)) for name in self.classes for template in self.templates]
+        sentences = [template.replace("{}", spoken(name)) for name in self.classes for template in self.templates]
         device = next(self.network.parameters()).device
         parts = [self.network.text_features(self.texts(batch)[0].to(device)) for batch in in_batches(sentences, 64)]
         by_class = torch.cat(parts).view(len(self.classes), len(self.templates), -1)
         return F.normalize(by_class.mean(1), dim=-1)
 
 
-def _spoken(name: str) -> str:
+def spoken(name: str) -> str:
     """A class name as it is said: `Adrenal_gland` is two words."""
     return name.replace("_", " ")
 
