@@ -5,6 +5,7 @@ Also JSON reading that names the file and the line of a fault, and the check tha
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -116,6 +117,19 @@ def read_json(path: str | Path, error: Callable[[str], MintError] = ConfigError,
         RecursionError,
     ) as fault:  # not UTF-8, a number of thousands of digits, nested too deeply, half a letter
         raise error(f"{path}: not JSON ({type(fault).__name__})") from fault
+
+
+def held(path: str | Path) -> int:
+    """Open a file for this process alone, and keep it so until the handle is closed; another's is refused."""
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass  # held, or renamed by the one who held it
+    os.close(handle)
+    raise ConfigError(f"{path}: another run is writing here; wait for it or give another --out")
 
 
 def inside(folder: str | Path, name: str, error: Callable[[str], MintError] = ConfigError) -> Path:

@@ -6,10 +6,11 @@ records --encoder--> scores --> ranking --> pairs --> token trees --> decoder + 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from . import parallel
@@ -33,7 +34,7 @@ from .progress import progress, say
 from .ranking import rank
 from .records import read_records
 from .retrieval import Retriever, open_retriever
-from .teaching import Taught
+from .teaching import Taught, usable
 from .teaching import teach as train_teacher
 from .training import Trainer, runs
 from .training.audit import activation_bytes, audit, tower_bytes
@@ -41,10 +42,21 @@ from .training.batches import TokenPair, token_pairs
 from .types import Prediction, PreferencePair, Record, Report
 from .weights.shards import write_checkpoint
 
+READING: Mapping[str, Any] = MappingProxyType({})
+"""How files of cases are read, where nothing is said of it: the options of `read_records`."""
 
-def teach(cases: str | Path | Iterable[Record], *, out: str | Path, **choices: Any) -> Taught:
+
+def teach(
+    cases: str | Path | Iterable[Record],
+    *,
+    out: str | Path,
+    skipped: list[str] | None = None,
+    reading: Mapping[str, Any] = READING,
+    **choices: Any,
+) -> Taught:
     """Train the fusion encoder on cases that have photo, note and label. `choices` are those of `teaching.teach`."""
-    return train_teacher(_records(cases), out=out, **choices)
+    records = _records(cases, reading, skipped)
+    return train_teacher(records if skipped is None else usable(records, skipped), out=out, **choices)
 
 
 def prefer(
@@ -52,17 +64,23 @@ def prefer(
     *,
     teacher: str | Path | Encoder,
     skipped: list[str] | None = None,
+    reading: Mapping[str, Any] = READING,
+    candidates: Mapping[str, Sequence[str]] | None = None,
     temperature: float | None = None,
     **choices: Any,
 ) -> Iterator[PreferencePair]:
-    """The teacher ranks the classes of each case; its ranking becomes a pair. `choices` are those of `prefer_pairs`."""
+    """The teacher ranks the classes of each case; its ranking becomes a pair. `choices` are those of `prefer_pairs`.
+
+    `candidates` names, by the id of a case, the classes that it is ranked on; cases that it does not have, on all.
+    """
     encoder = load_encoder(teacher) if isinstance(teacher, str | Path) else teacher
-    for records, scores in encoder.score_batches(_records(cases, skipped=skipped), skipped):
-        rankings = rank([record.id for record in records], scores, encoder.classes, temperature=temperature)
-        for ranking, record in zip(rankings, records, strict=True):
+    for records, scores in encoder.score_batches(_records(cases, reading, skipped), skipped):
+        for record, row in zip(records, scores, strict=True):
+            few = None if candidates is None else [candidates.get(record.id)]
             try:
                 _check_label(record, encoder)
-                yield from prefer_pairs([ranking], [record], **choices)
+                ranked = rank([record.id], row[None], encoder.classes, candidates=few, temperature=temperature)
+                yield from prefer_pairs(ranked, [record], **choices)
             except RecordError as fault:
                 refuse(fault, skipped)
 
@@ -94,8 +112,9 @@ def align(
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
     training = [pair for pair in everything if _share(pair.id) >= settings.held_out]
     if not training:
+        why = f" (left out: {skipped[0]})" if skipped else ""
         raise ConfigError(
-            f"{settings.pairs or 'pairs'}: no pair to train on; give at least one, or a smaller --held-out"
+            f"{settings.pairs or 'pairs'}: no pair to train on{why}; give at least one, or a smaller --held-out"
         )
     if dry_run:
         return audit(decoder, training, settings)
@@ -238,6 +257,7 @@ def predict(
     done: Collection[str] = (),
     skipped: list[str] | None = None,
     tensor_parallel: int | None = None,
+    reading: Mapping[str, Any] = READING,
     **loading: Any,
 ) -> Iterator[Prediction]:
     """One modality of each case in, classes best first out.
@@ -267,7 +287,7 @@ def predict(
         retriever=retrieve,
         passages=passages,
     )
-    records = (record for record in _records(cases, skipped=skipped) if record.id not in done)
+    records = (record for record in _records(cases, reading, skipped) if record.id not in done)
     answers = _answered(questioner, records, skipped)
     yield from answers if isinstance(cases, list | tuple) else progress(answers, "predicting", unit="case")
 
@@ -337,10 +357,14 @@ def merge(
     return {"out": str(out), "bytes": sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))}
 
 
-def _records(cases: str | Path | Iterable[Record], **reading: Any) -> Iterable[Record]:
-    if isinstance(cases, str | Path):
-        return builtin_cases(cases) if is_builtin(cases) else read_records(cases, undiagnosed=True, **reading)
-    return cases
+def _records(
+    cases: str | Path | Iterable[Record], reading: Mapping[str, Any] = READING, skipped: list[str] | None = None
+) -> Iterable[Record]:
+    if isinstance(cases, str | Path) and not is_builtin(cases):
+        return read_records(cases, undiagnosed=True, skipped=skipped, **reading)
+    if reading:
+        raise ConfigError(f"{', '.join(reading)}: say how a file is read, and {str(cases)[:80]} is none; leave it out")
+    return builtin_cases(cases) if isinstance(cases, str | Path) else cases
 
 
 def _labels(labels: str | Path | Sequence[str] | LabelSet | None) -> LabelSet | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .decoders import Decoder
 from .errors import ConfigError, RecordError
+from .images import nothing_to_see, open_image
 from .jsonlines import refuse
 from .labels import LabelSet
 from .listing import Lister
@@ -25,7 +26,7 @@ from .types import Message, Prediction, Record
 
 MODES = ("rank", "list", "text")
 NOTHING_KNOWN = "Nothing is known of this case."
-"""The note of the empty case, after which the prior of a label is taken."""
+"""The note of the empty case, after which the prior of a label is taken; its image is plain grey."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,6 @@ class Questioner:
             raise ConfigError(
                 f"--labels: {self.mode} mode needs the closed set; give a file with one label a line, or --mode text"
             )
-        if self.normalise == "prior" and self.modality != "note":
-            raise ConfigError(f"--normalise prior: an empty case is an empty note; the modality is {self.modality}")
         if self.retriever is not None and self.passages < 1:
             raise ConfigError(f"--passages {self.passages}: wanted at least 1")
 
@@ -86,8 +85,11 @@ class Questioner:
 
     @cached_property
     def ranker(self) -> Ranker:
-        empty = self._messages(Record("empty", note=NOTHING_KNOWN), ()) if self.normalise == "prior" else None
-        return Ranker(self.decoder, self._names(), self.normalise, self.opening, empty, self.alone)
+        seen = self.modality != "note"
+        empty = Record("empty", note=NOTHING_KNOWN, image=nothing_to_see() if seen else None)
+        asked = ("empty", self._messages(empty, ()), (empty.image,) if seen else ())
+        prior = asked if self.normalise == "prior" else None
+        return Ranker(self.decoder, self._names(), self.normalise, self.opening, prior, self.alone)
 
     def _names(self) -> tuple[str, ...]:
         return () if self.known is None else self.known.labels
@@ -114,6 +116,7 @@ class Questioner:
         """The conversation for a case, with passages if there is a retriever, and no longer than the context."""
         if self.decoder.eyes is not None and IMAGE_WORD in record.note:
             raise RecordError(f"case {record.id!r}: the note holds {IMAGE_WORD}, which is no image there; take it out")
+        images = () if self.modality == "note" else (_opened(record),)
         passages: tuple[Passage, ...] = ()
         if self.retriever is not None and record.note.strip():
             passages = tuple(self.retriever.top(record.note, self.passages))
@@ -124,7 +127,7 @@ class Questioner:
             messages = self._messages(record, passages)
         if self._tokens(messages) > room:
             messages = self._cut(record, room)
-        return Put(record.id, messages, passages, () if self.modality == "note" else (record.image,))
+        return Put(record.id, messages, passages, images)
 
     def _messages(self, record: Record, passages: Sequence[Passage]) -> list[Message]:
         return prompt_messages(
@@ -176,6 +179,15 @@ class Questioner:
             return self.context - len(self.ranker.layout.opening) - int(self.ranker.layout.lengths.max())
         lengths = sorted(map(len, self.decoder.tokenizer.encode_all(self._names())), reverse=True)
         return self.context - sum(length + 6 for length in lengths[: self.top or 10]) - 16
+
+
+def _opened(record: Record) -> Any:
+    if record.image is None:
+        raise RecordError(f"case {record.id!r}: has no image; give it one, or leave the case out")
+    try:
+        return open_image(record.image)
+    except RecordError as fault:
+        raise RecordError(f"case {record.id!r}: {fault}") from fault
 
 
 def _shown(passages: Sequence[Passage]) -> tuple[str, ...]:

@@ -85,7 +85,9 @@ def prompt_messages(
     words = default if template is None else template
     check_places(words)
     _check_seen(record, modality, words)
-    filling = {"note": record.note.strip(), "k": str(k), "labels": ", ".join(sorted(labels))}
+    filling = {"note": record.note.strip(), "k": str(k)}
+    if "labels" in _PLACE.findall(words):  # there may be a million of them
+        filling["labels"] = ", ".join(sorted(labels))
     text = _passages(passages) + _PLACE.sub(lambda match: filling[match[1]], words)
     if modality == "note":
         return [{"role": "user", "content": text}]

@@ -23,6 +23,7 @@ from .decoders.heads import edge_logp, head_weight
 from .decoders.trunks import Trunks
 from .errors import ConfigError
 from .kernels import blocks
+from .progress import progress
 from .search import best_first
 from .tries import ROOT, Piece, Trie, build_trie, pieces
 from .types import Message, Prediction
@@ -99,16 +100,16 @@ class Ranker:
     """A decoder and a closed set of labels, ready for one case after another; threads may share it.
 
     `normalise`: "sum" ranks by log p(label and its end | prompt, opening), "mean" by that over the label's tokens,
-    "prior" by that less what it is after the prompt `empty`, of a case of which nothing is known. A label ends with the
-    turn; with `opening` (how an answer begins) it is the first of a list and ends with its line, or the only one of a list
-    (`alone`) and ends with the turn.
+    "prior" by that less what it is after `empty`, a case of which nothing is known. A label ends with the turn; with
+    `opening` (how an answer begins) it is the first of a list and ends with its line, or the only one of a list (`alone`)
+    and ends with the turn.
     """
 
     decoder: Decoder
     labels: Sequence[str]
     normalise: str = "sum"
     opening: str = ""
-    empty: Sequence[Message] | None = None
+    empty: Case | None = None
     alone: bool = False
     layout: Layout = field(init=False, repr=False)
 
@@ -134,7 +135,10 @@ class Ranker:
         nodes = torch.zeros(len(prompts), len(trie), dtype=torch.float64)  # of each node after its parent
         begin = trie.children(ROOT)
         nodes[:, begin] = edge_logp(trunks.last[:, None], weight, np.zeros_like(begin), trie.token[begin])
-        for piece, own in layout.pieces():
+        parts = layout.pieces()
+        if layout.small is None:
+            parts = progress(parts, "scoring labels", -(-layout.size // PIECE), f"part of {PIECE} token")
+        for piece, own in parts:
             hidden = _run_piece(trunks, piece, own)[:, piece.again :]
             nodes[:, piece.child] = edge_logp(hidden, weight, piece.source - piece.again, piece.token)
         for level, parents in layout.levels:
@@ -150,7 +154,9 @@ class Ranker:
     @cached_property
     def prior(self) -> Tensor:
         """Log-probability of each label after the empty case: (C,)."""
-        return self.logp([self.prompt(self.empty or ())])[0]
+        assert self.empty is not None  # seen to when the ranker was made
+        _, messages, images = self.empty
+        return self.logp([self.prompt(messages)], [images])[0]
 
     def rank(
         self, case: str, messages: Sequence[Message], top: int | None = None, images: Sequence[Any] = ()

@@ -213,13 +213,13 @@ def test_features_of_another_tower_are_not_taken(folder: Path, tmp_path: Path, p
             del decoder.eyes.fingerprint
 
 
-def test_the_store_keeps_bfloat16_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
-    store, made = FeatureStore(tmp_path, 3 * 2300), []
+def test_the_store_keeps_what_it_is_given_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+    store, made = FeatureStore(tmp_path, 3 * 4300), []
 
     def fetch(name: str, size: int = 1000) -> Tensor:
         def make() -> Tensor:
             made.append(name)
-            return torch.full((size,), 1.001)
+            return torch.full((1, 1, size), 1.001)
 
         return store.fetch(name, make)
 
@@ -227,7 +227,7 @@ def test_the_store_keeps_bfloat16_and_drops_what_was_used_longest_ago(tmp_path: 
         return {path.stem for path in tmp_path.iterdir()}
 
     first = fetch("a")
-    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, torch.full((1, 1, 1000), 1.001))
     assert torch.equal(fetch("a"), first)
     for moment, name in enumerate("abac"):
         fetch(name)
@@ -245,13 +245,13 @@ def test_the_store_keeps_bfloat16_and_drops_what_was_used_longest_ago(tmp_path: 
 
 def test_a_damaged_file_of_the_store_is_named(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, 10**6)
-    store.fetch("a", lambda: torch.ones(5))
+    store.fetch("a", lambda: torch.ones(1, 1, 5))
     (tmp_path / "a.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"a\.safetensors"):
-        store.fetch("a", lambda: torch.ones(5))
+        store.fetch("a", lambda: torch.ones(1, 1, 5))
     save_file({"features": torch.ones(5)}, tmp_path / "a.safetensors")
     with pytest.raises(WorkError, match=r"a\.safetensors: not features of a picture; delete the file"):
-        store.fetch("a", lambda: torch.ones(5))
+        store.fetch("a", lambda: torch.ones(1, 1, 5))
 
 
 # ---- adapters -----------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from mint import Record, load_decoder, predict
 from mint.commands import cli
 from mint.decoders import Decoder
 from mint.errors import RecordError
-from mint.images import open_image
+from mint.images import nothing_to_see, open_image
 from mint.pairs.files import write_pairs
+from mint.predicting import NOTHING_KNOWN
 from mint.prompts import prompt_messages
 from mint.scoring import Ranker
 
@@ -141,6 +142,26 @@ def test_a_case_without_what_is_to_be_seen_is_named(decoder: Decoder, tile: str)
 
 
 # ---- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["image", "both"])
+def test_prior_takes_the_answer_to_a_grey_picture_off(decoder: Decoder, tile: str, modality: str) -> None:
+    words: dict[str, Any] = {"model": decoder, "labels": LABELS, "modality": modality, "normalise": "prior"}
+    (empty,) = predict([Record("a", note=NOTHING_KNOWN, image=nothing_to_see())], **words)
+    assert [entry["probability"] for entry in empty.ranking] == pytest.approx([1 / len(LABELS)] * len(LABELS), abs=1e-4)
+    (shown,) = predict([Record("a", note=NOTHING_KNOWN, image=tile)], **words)
+    assert max(entry["probability"] for entry in shown.ranking) > 1.1 / len(LABELS)
+
+
+def test_a_picture_that_cannot_be_opened_costs_its_case_alone(decoder: Decoder, tile: str, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(Path(tile).read_bytes()[:200])
+    records = [Record("cut", image=str(tmp_path / "cut.png")), Record("whole", image=tile)]
+    words: dict[str, Any] = {"model": decoder, "labels": LABELS, "modality": "image"}
+    with pytest.raises(RecordError, match=r"case 'cut': .*cut\.png: truncated or damaged"):
+        list(predict(records, **words))
+    skipped: list[str] = []
+    assert [answer.id for answer in predict(records, skipped=skipped, **words)] == ["whole"]
+    assert len(skipped) == 1
 
 
 def run(*words: str) -> Result:

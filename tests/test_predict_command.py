@@ -70,6 +70,17 @@ def test_one_note_gives_a_table_for_people(words: list[str]) -> None:
     assert sum(float(line.split()[1]) for line in lines) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_label_is_ranked_as_the_first_of_a_list_if_asked(words: list[str], decoder: Decoder) -> None:
+    found = rows(run("--note", "Tall.", *words, "--first-in-list", "--format", "jsonl", "--dtype", "float32").stdout)
+    case, shared = [Record("case", note="Tall.")], {"labels": NAMES, "top": 10}
+    for opening, same in (("POTENTIAL_DISEASES:\n1. ", True), ("", False)):
+        dated = load_decoder(decoder.checkpoint.folder, device="cpu", dtype="float32", date="26 Jul 2024")
+        (wanted,) = predict(case, model=dated, opening=opening, **shared)
+        assert (
+            [row["logprob"] for row in found[0]["ranking"]] == pytest.approx([row["logprob"] for row in wanted.ranking])
+        ) == same
+
+
 @pytest.mark.parametrize("mode", ["rank", "list", "text"])
 def test_every_mode_answers_every_case(words: list[str], tmp_path: Path, mode: str) -> None:
     result = run(str(tmp_path / "cases.jsonl"), *words, "--mode", mode, "--top", "3", "--max-new-tokens", "5")
@@ -232,13 +243,28 @@ def test_prior_takes_the_answer_to_an_empty_case_off(decoder: Decoder) -> None:
     assert [entry["probability"] for entry in answer.ranking] == pytest.approx([0.25] * 4, abs=1e-4)
 
 
+def test_a_second_run_into_the_same_file_is_refused(tmp_path: Path) -> None:
+    first = Output(tmp_path / "new" / "o.jsonl", {})
+
+    def writing() -> Iterator[Prediction]:
+        yield Prediction("a", text="one")
+        with pytest.raises(ConfigError, match=r"o\.jsonl\.part: another run is writing here; wait for it or give"):
+            Output(tmp_path / "new" / "o.jsonl", {})
+        yield Prediction("b", text="two")
+
+    assert first.write(writing()) == 2
+    assert [row.id for row in read_predictions(tmp_path / "new" / "o.jsonl")] == ["a", "b"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["o.jsonl"]
+    Output(tmp_path / "new" / "o.jsonl", {}).write([])  # free again
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"mode": "rank"}, "needs the closed set"),
         ({"mode": "list"}, "needs the closed set"),
         ({"mode": "guess", "labels": NAMES}, "--mode guess"),
-        ({"normalise": "prior", "labels": NAMES, "modality": "image"}, "an empty case is an empty note"),
+        ({"labels": NAMES, "modality": "image"}, "case 'a': has no image"),
         ({"labels": ["a", "A"]}, "is there twice"),
     ],
 )

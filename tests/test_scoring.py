@@ -114,7 +114,7 @@ def test_mean_and_prior_rank_by_what_they_say(decoder: Decoder) -> None:
     case, prior = (plain.logp([plain.prompt(m)])[0].double() for m in (CASES[0][1], empty))
     lengths = torch.tensor([len(decoder.tokenizer.encode(label)) + 1 for label in LABELS])
     for name, score in {"mean": case / lengths, "prior": case - prior}.items():
-        ranking = Ranker(decoder, LABELS, name, empty=empty).rank(*CASES[0]).ranking
+        ranking = Ranker(decoder, LABELS, name, empty=("empty", empty, ())).rank(*CASES[0]).ranking
         order = score.argsort(descending=True).tolist()
         assert [entry["label"] for entry in ranking] == [LABELS[c] for c in order]
         assert [e["logprob"] for e in ranking] == pytest.approx(case[order].tolist(), abs=1e-4)

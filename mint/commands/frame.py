@@ -39,6 +39,8 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
                 try:
                     if not ranks and _several():
                         raise ConfigError(f"{body.__name__}: is the work of one process; start it without torchrun")
+                    if "reading" in names:
+                        words["reading"] = _reading(words)
                     _show(body(**words), as_json)
                 except Stopped as stop:
                     click.echo(f"{stop}; to go on: {_again(stop)}")
@@ -91,7 +93,34 @@ def _again(stop: Stopped) -> str:
     return shlex.join([*started, sys.argv[0], *words, *out, "--resume"])
 
 
+def _reading_options(run: Command) -> Command:
+    for option in (
+        click.option("--image-folder", help="Where image paths start from [default: the folder of the table]."),
+        click.option("--hpo", help="Names of HPO ids, for tables of ids: hp.obo, hp.json or a table of id and name."),
+        click.option("--columns", help="A table's own names of columns, like id=file,image=file,label=tissue."),
+    ):
+        run = option(run)
+    return run
+
+
+def _reading(words: dict[str, Any]) -> dict[str, Any]:
+    """The options of `_reading_options`, taken out of `words`, as `read_records` wants them."""
+    asked = {"images": words.pop("image_folder"), "hpo": words.pop("hpo"), "columns": _columns(words.pop("columns"))}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    wrong = next(("".join(pair) for pair in pairs if not (pair[0].strip() and pair[2].strip())), None)
+    if wrong is not None:
+        raise ConfigError(f"--columns: {wrong!r}; wanted our name = the table's name, like label=tissue")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
 _SHARED: dict[str, Callable[[Command], Command]] = {
+    "reading": _reading_options,
     "seed": click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
     "device": click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
     "dtype": click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),

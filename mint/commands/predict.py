@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from .frame import command, listed
 
 
-@command("seed", "device", "dtype", "date", "skip_bad", ranks=True)
+@command("seed", "device", "dtype", "date", "skip_bad", "reading", ranks=True)
 @click.argument("cases", required=False)
 @click.option("--note", help="The note of one case.")
 @click.option("--image", help="The picture of one case, for a vision model; with --note it sees both.")
@@ -32,6 +32,8 @@ from .frame import command, listed
               help="Exact probabilities of all labels, the aligned list of --top of them, or free text.")  # fmt: skip
 @click.option("--normalise", type=click.Choice(["sum", "mean", "prior"]), default="sum", show_default=True,
               help="Rank by a label's log-probability, by its mean per token, or less that after an empty case.")  # fmt: skip
+@click.option("--first-in-list", is_flag=True,
+              help="Rank a label as the first name of a list, for a model aligned on lists.")  # fmt: skip
 @click.option("--retrieve", help="File or folder of documents; the passages that fit best stand before the case.")
 @click.option("--retriever", help="BERT checkpoint that finds passages by meaning; unless given, by words (BM25).")
 @click.option("--passages", type=click.IntRange(1), default=3, show_default=True, help="Passages before a case.")
@@ -45,7 +47,7 @@ from .frame import command, listed
               help="Of the output; auto: a table for one case, else JSON lines.")  # fmt: skip
 @click.option("--out", help="JSON-lines (or CSV) file of predictions; a run that was killed is taken up again.")
 def predict(cases: str | None, note: str | None, image: str | None, out: str | None, skip_bad: bool, form: str,
-            **words: Any) -> Any:  # fmt: skip
+            first_in_list: bool, **words: Any) -> Any:  # fmt: skip
     """Predict the classes of a note, of a picture, of every case of a file or folder, or of standard input (-): JSON
     lines, or a note a line.
 
@@ -55,12 +57,15 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
     from .. import parallel, pipeline
+    from ..answers import opening
     from ..evaluation.outputs import Output, printed
 
     if (cases is None) == (note is None and image is None):
         raise ConfigError("wanted either CASES (a file, a folder or -), or --note or --image, and not both")
+    words["opening"] = opening(words["kind"]) if first_in_list else None
     if words["model"] is None:
         words |= _newest(words, note, image)
+    words["opening"] = words["opening"] or ""
     words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
     skipped: list[str] | None = [] if skip_bad else None
     source = _cases(cases, note, image, skipped)

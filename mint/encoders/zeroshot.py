@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError, RecordError
 from ..images.pixels import clip_pixels
 from ..images.rules import ClipSettings, clip_settings
+from ..jsonlines import text_lines
 from ..tokens import CLIP_END, Texts, open_clip_texts
 from ..types import Record
 from ..weights import SMALL_FILES, Checkpoint, fill, hub, open_checkpoint
@@ -85,6 +86,11 @@ def spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
+def read_sentences(path: str | Path) -> list[str]:
+    """The sentences of a text file, one a line."""
+    return [line for _, line in text_lines(path, ConfigError) if line.strip()]
+
+
 def _checked(templates: Iterable[str]) -> tuple[str, ...]:
     if isinstance(templates, str):
         templates = (templates,)
@@ -109,7 +115,7 @@ def open_clip(
 ) -> ClipEncoder:
     """A teacher from a CLIP checkpoint; `small` is the same one opened without tensors."""
     if classes is None:
-        raise ConfigError(f"{name}: a CLIP encoder has no classes of its own; name them")
+        raise ConfigError(f"{name}: a CLIP encoder has no classes of its own; name them, like --classes FILE")
     config = ClipConfig.read(small.config, str(small.folder / "config.json"))
     texts = open_clip_texts(small.folder, config.text.max_position_embeddings)
     _check_texts(texts, config, small.folder)

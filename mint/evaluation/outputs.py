@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, WorkError
-from ..files import read_json, replacing, write_json
+from ..files import held, read_json, replacing, write_json
 from ..types import Prediction
 from .predictions import prediction_row, read_predictions
 
@@ -21,7 +21,8 @@ COLUMNS = ("id", "place", "label", "logprob", "probability", "text", "passages")
 class Output:
     """The file `path`, written as `path.part` line by line and renamed at the end.
 
-    `settings` are what the answers depend on: a part that was written with others is refused, not mixed in.
+    `settings` are what the answers depend on: a part that was written with others is refused, not mixed in. The part is
+    held from here until `write` ends: a second run into it is refused.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], form: str = "auto") -> None:
@@ -32,35 +33,43 @@ class Output:
             self.form = "csv" if self.path.suffix.lower() == ".csv" else "jsonl"
         self.part = self.path.with_name(self.path.name + ".part")
         self.note = self.path.with_name(self.path.name + ".part.json")
-        wanted = json.loads(json.dumps(settings))
-        if self.part.exists() and self.note.exists() and read_json(self.note) != wanted:
-            raise ConfigError(f"{self.part}: was begun with other settings; delete it, or give another --out")
-        self.done = self._whole_lines() if self.part.exists() and self.note.exists() else frozenset()
-        if not self.done:
-            self.part.unlink(missing_ok=True)
-            write_json(self.note, wanted)
-
-    def _whole_lines(self) -> frozenset[str]:
-        """The cases that are answered; a line that the kill broke off is cut away."""
         try:
-            with self.part.open("r+b") as file:
-                data = file.read()
-                file.truncate(data.rfind(b"\n") + 1)
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self.file = os.fdopen(held(self.part), "r+b")
         except OSError as fault:
-            raise WorkError(f"{self.part}: cannot be continued ({fault.strerror}); give another --out") from fault
-        return frozenset(prediction.id for prediction in read_predictions(self.part))
+            raise WorkError(f"{self.part}: cannot be written ({fault.strerror}); give another --out") from fault
+        try:
+            self.done = self._taken_up(json.loads(json.dumps(settings)))
+        except BaseException:
+            self.file.close()
+            raise
+
+    def _taken_up(self, wanted: Any) -> frozenset[str]:
+        """The cases that are answered; a line that the kill broke off is cut away."""
+        data = self.file.read()
+        if data and self.note.exists():
+            if read_json(self.note) != wanted:
+                raise ConfigError(f"{self.part}: was begun with other settings; delete it, or give another --out")
+            self.file.truncate(data.rfind(b"\n") + 1)
+            done = frozenset(prediction.id for prediction in read_predictions(self.part))
+            if done:
+                return done
+        self.file.truncate(0)
+        write_json(self.note, wanted)
+        return frozenset()
 
     def write(self, predictions: Iterable[Prediction]) -> int:
         """Add predictions as they come, then give the file its name; returns how many it holds."""
         count = len(self.done)
         try:
-            with self.part.open("ab") as file:
+            with self.file as file:
+                file.seek(0, os.SEEK_END)
                 for prediction in predictions:
                     file.write(_line(prediction))
                     file.flush()
                     count += 1
                 os.fsync(file.fileno())
-            self._finish()
+                self._finish()
         except OSError as fault:
             raise WorkError(f"{self.part}: cannot be written ({fault.strerror}); free some space") from fault
         return count

@@ -6,6 +6,7 @@ pixels is bounded before any is decoded, and whatever is wrong with a file becom
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import threading
 import warnings
@@ -26,6 +27,8 @@ Picture = Image.Image
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 MAX_PIXELS = 64_000_000
 """More pixels than this are refused: a small file can unpack to any size."""
+
+KEY_BYTES = 16
 
 _DAMAGE = (
     OSError,
@@ -73,6 +76,28 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Picture:
     if path.lower().endswith(".npy"):
         return _from_item(path, item, max_pixels)
     return _from_file(str(source), max_pixels)
+
+
+def nothing_to_see() -> Picture:
+    """A plain grey square: the picture of a case of which nothing is known."""
+    return Image.new("RGB", (224, 224), (128, 128, 128))
+
+
+def content_key(source: Any) -> bytes:
+    """The hash of a picture file's bytes; of the size and pixels of what is no file of its own."""
+    hashed = hashlib.blake2b(digest_size=KEY_BYTES)
+    if isinstance(source, str | Path) and Path(source).is_file():
+        try:
+            with Path(source).open("rb") as file:
+                while piece := file.read(1 << 20):
+                    hashed.update(piece)
+        except OSError as error:
+            raise RecordError(f"{source}: cannot be read ({error.strerror}); correct the path") from error
+    else:
+        picture = open_image(source)
+        hashed.update(repr(picture.size).encode())
+        hashed.update(picture.tobytes())
+    return hashed.digest()
 
 
 def _from_file(name: str, max_pixels: int) -> Picture:

@@ -54,6 +54,20 @@ def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> int:
     return write_json_lines(path, (_row(pair, folder) for pair in pairs))
 
 
+def read_candidates(path: str | Path) -> dict[str, list[str]]:
+    """The classes that stand for election in each case, from JSON lines {"id": …, "candidates": [names]}."""
+    found: dict[str, list[str]] = {}
+    for number, row in read_json_lines(path):
+        name, names = row.get("id"), row.get("candidates")
+        good = isinstance(names, list) and names and all(isinstance(one, str) for one in names)
+        if not isinstance(name, str | int) or not isinstance(names, list) or not good:
+            raise RecordError(f'{path}:{number}: wanted {{"id": …, "candidates": [names]}}; mend the line')
+        if str(name) in found:
+            raise RecordError(f"{path}:{number}: the id {str(name)!r} was there before; give each case one line")
+        found[str(name)] = names
+    return found
+
+
 def _row(pair: PreferencePair, folder: str) -> dict[str, Any]:
     row: dict[str, Any] = {"id": pair.id, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     if pair.image is None:

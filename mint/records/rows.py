@@ -119,10 +119,12 @@ def image_path(name: str, folder: str, where: str) -> str:
         except ValueError:
             raise RecordError(
                 f"{where}: image {shown(name)} leads out of {folder or '.'}, only images inside it are read; "
-                f"move the image, or give the folder of the images"
+                f"move the image, or give the folder of the images (--image-folder)"
             ) from None
     if ".." in name or "\x00" in name:
-        inside(folder, name, lambda why: RecordError(f"{where}: {why}; or give the folder of the images"))
+        inside(
+            folder, name, lambda why: RecordError(f"{where}: {why}; or give the folder of the images (--image-folder)")
+        )
     return os.path.join(folder, name)
 
 

@@ -81,7 +81,7 @@ def _conversion(names: list[str], path: Path, reading: Reading) -> Convert:
     if kind is None:
         raise RecordError(
             f"{path}:1: the columns are {shown(names)}; wanted id and one of {', '.join(COLUMNS[1:])}, "
-            f"or those of GestaltMML or GMDB; name them so, or say which column is which"
+            f"or those of GestaltMML or GMDB; name them so, or say which is which, like --columns label=…"
         )
     folder = images_folder(path, reading)
     return lambda row, where: record_of(renamed(row, columns), folder, where)

@@ -6,7 +6,7 @@ folder in the official layout, with run.json, metrics.jsonl and the state to res
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from typing import Any
 import torch
 
 from ..devices import pick_device
+from ..encoders.encoder import with_pictures
 from ..encoders.teachers import choose_classes, new_encoder, open_base
 from ..errors import ConfigError, RecordError
 from ..files import refuse_to_replace
+from ..images import open_image
+from ..progress import progress
 from ..records import split_records
 from ..types import Record
 from .lessons import RUN, Lessons, TeachSettings
@@ -74,14 +77,31 @@ def teach(
     return Taught(folder, encoder.classes, run.step, run.best.get("top1"), run.best.get("top10"))
 
 
+def usable(records: Iterable[Record], skipped: list[str]) -> Iterator[Record]:
+    """The cases that can be learnt; what is wrong with the others is put in `skipped`. Each picture is opened for it."""
+    for record in progress(records, "looking at cases", unit="case"):
+        try:
+            _check_labelled(record)
+            if record.image is not None:
+                with_pictures([record], lambda pictures: open_image(pictures[0]))
+        except RecordError as fault:
+            skipped.append(str(fault))
+        else:
+            yield record
+
+
+def _check_labelled(record: Record) -> None:
+    if not labels_of(record):
+        raise RecordError(f"record {record.id}: no label to learn; give it one, or leave it out")
+
+
 def _sides(
     cases: Iterable[Record], validation: Sequence[Record] | None, settings: TeachSettings
 ) -> tuple[list[Record], list[Record]]:
     """Cases to train on and cases to judge by; all have labels."""
     train = list(cases)
     for record in [*train, *(validation or ())]:
-        if not labels_of(record):
-            raise RecordError(f"record {record.id}: no label to learn; give it one, or leave it out")
+        _check_labelled(record)
     if validation is None:
         shares = {"train": 1 - settings.held_out, "validation": settings.held_out, "test": 0.0}
         sides = split_records(train, shares, settings.seed)

@@ -24,7 +24,8 @@ from .. import parallel
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
 from ..devices import keep_freed_memory, peak_memory
-from ..errors import ConfigError, Stopped, WorkError
+from ..errors import ConfigError, RecordError, Stopped, WorkError
+from ..images import content_key
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
 from ..schedules import scheduled
@@ -75,6 +76,7 @@ class Trainer:
             self.weights.values(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=on_gpu or None
         )
         self.total = total_steps(len(self.pairs), self.settings)
+        self.fingerprint = ""
 
     def run(self, resume: bool = False) -> None:
         """All steps to the end, from the beginning or from the last checkpoint; leaves the best adapter in adapter/.
@@ -82,6 +84,7 @@ class Trainer:
         A run that is asked to stop ends its step, saves and raises `Stopped`, on all ranks after the same step.
         """
         torch.manual_seed(self.settings.seed + _APART * parallel.share())
+        self.fingerprint = fingerprint([*self.pairs, *self.held_out])
         state = runs.load_state(self.folder) if resume else None
         if state is not None:
             self.load(*state)
@@ -261,7 +264,7 @@ class Trainer:
             tensors["reference"] = torch.stack([self.reference[pair.id] for pair in (*self.pairs, *self.held_out)])
         best = self.best if self.best < math.inf else None
         if parallel.first():
-            runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint()})
+            runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint})
 
     def random_states(self) -> dict[str, Tensor]:
         """The states of the generators of all ranks, by name: random.cpu, random.cpu.1, ..."""
@@ -276,8 +279,10 @@ class Trainer:
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take up what `save` wrote."""
-        if state["pairs"] != self.fingerprint():
-            raise ConfigError(f"{self.settings.pairs or 'pairs'}: not the pairs that {self.folder} was begun with")
+        if state["pairs"] != self.fingerprint:
+            source = self.settings.pairs or "pairs"
+            begun = f"{self.folder} was begun with"
+            raise ConfigError(f"{source}: not the pairs that {begun}, or an image has changed; start a new run")
         self.step, self.best = state["step"], math.inf if state["best"] is None else state["best"]
         for weight in self.weights.values():
             weight.grad = torch.zeros_like(weight)
@@ -308,14 +313,6 @@ class Trainer:
             tensors |= {f"{name}.{part}": value for part, value in self.optimizer.state[weight].items()}
         return tensors
 
-    def fingerprint(self) -> str:
-        """A number that tells these pairs, held out or not, from any others."""
-        digest = hashlib.sha256()
-        for pair in (*self.pairs, *self.held_out):
-            digest.update(repr((pair.id, pair.chosen_first, pair.rejected_first)).encode())
-            digest.update(array("q", [*pair.chosen, -1, *pair.rejected, -1]).tobytes())
-        return digest.hexdigest()
-
 
 _APART = 1_000_003
 """Between the seeds of two ranks, whose dropout must differ."""
@@ -323,3 +320,18 @@ _APART = 1_000_003
 
 def _of_rank(name: str, rank: int) -> str:
     return f"{name}.{rank}" if rank else name
+
+
+def fingerprint(pairs: Sequence[TokenPair]) -> str:
+    """A number that tells these pairs and the content of their images from any others."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr((pair.id, pair.chosen_first, pair.rejected_first)).encode())
+        digest.update(array("q", [*pair.chosen, -1, *pair.rejected, -1]).tobytes())
+    pictured = [pair for pair in pairs if pair.image is not None]
+    for pair in progress(pictured, "looking at images", len(pictured), "image") if pictured else ():
+        try:
+            digest.update(content_key(pair.image))
+        except RecordError as fault:
+            raise RecordError(f"pair {pair.id!r}: {fault}") from fault
+    return digest.hexdigest()

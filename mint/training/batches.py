@@ -18,6 +18,7 @@ import torch
 from ..chat import ChatTokenizer
 from ..config import AlignSettings
 from ..errors import MintError, RecordError
+from ..images import open_image
 from ..jsonlines import refuse
 from ..trees import Text, forest, shared, token_tree, without_label
 from ..types import PreferencePair, TokenTree
@@ -84,7 +85,10 @@ def _with_image(made: TokenPair, pair: PreferencePair, tokenizer: ChatTokenizer)
     token = tokenizer.image_id() if tokenizer.vision else -1
     places = made.chosen.count(token)
     if places == made.rejected.count(token) == int(pair.image is not None):
-        return made if pair.image is None else replace(made, image=pair.image, image_token=token)
+        if pair.image is None:
+            return made
+        open_image(pair.image)  # a damaged one is to be known before the first step
+        return replace(made, image=pair.image, image_token=token)
     if made.cut_prompt:
         raise RecordError(
             "its image is cut off with the start of the prompt; raise --max-length, or shorten the prompt"

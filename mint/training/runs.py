@@ -5,7 +5,6 @@ The checkpoint is one file that is replaced by a rename: either the old state is
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from ..config import AlignSettings
 from ..errors import CheckpointError, ConfigError, WorkError
-from ..files import read_json, replacing, write_json, write_text
+from ..files import held, read_json, replacing, write_json, write_text
 from ..weights.tensorfiles import TensorReader, read_header, write_tensors
 
 STATE = "checkpoint/state.safetensors"
@@ -43,12 +42,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process: a second run into it is refused."""
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ConfigError(f"{folder}: another run is writing here; wait for it or give another --out") from None
+        handle = held(folder / ".lock")
     try:
         for left in (*folder.glob(".*.part"), *folder.glob(".*.old"), *(folder / STATE).parent.glob(".*.part")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a run that was killed while it wrote

@@ -120,17 +120,17 @@ def _trl_batch(lengths: str) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(rows) for name, rows in batch.items()}
 
 
-def gemm_rate(size: str, tokens: int, dtype: str) -> float:
+def gemm_rate(size: str, tokens: int, dtype: str, clock: Callable[[], float] = time.perf_counter) -> float:
     """Operations per second of the largest product of a layer, as this machine makes it now."""
     width, inner = SIZES[size]["hidden_size"], SIZES[size]["intermediate_size"]
     x, w = (
         torch.randn(tokens, width, dtype=getattr(torch, dtype)),
         torch.randn(inner, width, dtype=getattr(torch, dtype)),
     )
-    start = time.perf_counter()
+    start = clock()
     for _ in range(4):
         torch.nn.functional.linear(x, w)
-    return 4 * 2 * tokens * width * inner / (time.perf_counter() - start)
+    return 4 * 2 * tokens * width * inner / (clock() - start)
 
 
 def needed(size: str, lengths: str) -> tuple[float, int]:

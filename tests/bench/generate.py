@@ -105,7 +105,7 @@ def compare_generation(decoder: Decoder, oracle: Any, batch: int, options: argpa
 def compare_steps(decoder: Decoder, oracle: Any, batch: int, options: argparse.Namespace) -> None:
     """One new token of every row at a time, the sides taking turns; of transformers the bare forward pass."""
     prompts = torch.randint(0, SIZE["vocab_size"], (batch, options.prompt))
-    made = steps(decoder.network, prompts.tolist(), options.new + 2, lambda logits: logits.argmax(-1), decoder.device)
+    made = steps(decoder.network, prompts.tolist(), options.new + 2, Sampling().chooser(batch), decoder.device)
     next(made)  # the prompts
     held = oracle(prompts, use_cache=True, logits_to_keep=1).past_key_values
     token = torch.zeros(batch, 1, dtype=torch.int64)

@@ -1,6 +1,7 @@
 """Prediction over a closed set: rank mode, best-first search and list mode against transformers. One JSON line a comparison.
 
     python tests/bench/rank.py [--size 120M] [--labels 500] [--label-tokens 8] [--prompt 300] [--names FILE] [--rounds 3]
+                               [--only rank list search] [--computing]
 
 `separate` is one sequence a label, in batches, by transformers; only `--separate` of the labels are timed and the time
 is scaled up to all. It computes all logits, as the obvious code does; with `--keep-logits`, those of the label's rows
@@ -8,7 +9,8 @@ alone. `shared` is transformers with the prompt's keys and values computed once 
 With `--names`, a file of one name a line, the labels are these names, in a byte-pair vocabulary learnt on them. A random
 label has `--label-tokens` tokens and its end. `gemm_share` is the part of the machine's own matrix-product rate that
 rank mode reaches, counting each distinct token once. Search is timed after `--align` steps on `--best` of the labels.
-Time: both sides in one process, turn about, median. Memory: the peak of each side above the loaded model, in one process.
+Time: both sides in one process, turn about, median; with `--computing`, of the time that one thread computed, which other
+users of a shared machine disturb less. Memory: the peak of each side above the loaded model, in one process.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ TINY = {
     "intermediate_size": 256,
 }
 Work = Callable[[], Any]
+clock = time.perf_counter
 
 
 def write_model(folder: Path, size: str, names: Sequence[str]) -> Path:
@@ -132,10 +135,10 @@ def timed(sides: dict[str, Work], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, work in sides.items():
-            start = time.perf_counter()
+            start = clock()
             work()
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -171,7 +174,7 @@ def rank(decoder: Decoder, model: Any, prompt: list[int], answers: list[list[int
     seconds = timed(sides, words.rounds)
     seconds["separate"] *= len(answers) / len(some)
     needs, tokens = operations(words.size, len(prompt), ranker.layout)
-    rate = statistics.median(gemm_rate(words.size, tokens, words.dtype) for _ in range(3))
+    rate = statistics.median(gemm_rate(words.size, tokens, words.dtype, clock) for _ in range(3))
     return {
         "bench": "rank", "labels": len(answers), "tokens": tokens,
         "difference": float(max((ours[: len(some)] - apart).abs().max(), (ours - together).abs().max())),
@@ -273,7 +276,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--names", type=Path)
     parser.add_argument("--keep-logits", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=("rank", "list", "search"), default=("rank", "list", "search"))
+    parser.add_argument("--computing", action="store_true")
     words = parser.parse_args()
+    if words.computing:
+        global clock
+        clock = time.thread_time
+        torch.set_num_threads(1)
     SIZES["tiny"] = TINY
     from transformers import LlamaForCausalLM
 
@@ -285,9 +294,12 @@ def main() -> None:
         prompt = torch.randint(400, VOCABULARY, (words.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
         answers = answers_of(decoder, names, words)
         facts = {"size": words.size, "dtype": words.dtype, "labels_are": "names" if names else "random"}
-        print(json.dumps({**facts, **rank(decoder, model, prompt, answers, words)}), flush=True)
-        if names:
+        if "rank" in words.only:
+            print(json.dumps({**facts, **rank(decoder, model, prompt, answers, words)}), flush=True)
+        if names and "list" in words.only:
             print(json.dumps({**facts, **lists(decoder, model, names, words)}), flush=True)
+        if "search" not in words.only:
+            return
         align(decoder, prompt, answers, words)
         print(json.dumps({**facts, **search(decoder, prompt, answers, words)}), flush=True)
 

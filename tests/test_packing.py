@@ -1,0 +1,81 @@
+"""Packed weights of generation: the same products, tokens as transformers writes them, and nothing of it left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoints import write_llama
+
+from mint.decoders import Decoder, load_decoder, lora, packing
+from mint.decoders.generation import Sampling, generate, steps
+from mint.decoders.layers import has_onednn, quick_product
+
+CPU = torch.device("cpu")
+needs_bfloat16 = pytest.mark.skipif(not has_onednn(torch.bfloat16), reason="this processor has no products in bfloat16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("packing") / "llama", eos_token_id=None)
+
+
+def held(decoder: Decoder) -> set[str]:
+    return {name for name, weight in decoder.network.named_parameters() if hasattr(weight, "packed")}
+
+
+def prompts(rows: int) -> list[list[int]]:
+    drawn = torch.Generator().manual_seed(rows)
+    return torch.randint(0, 320, (rows, 30), generator=drawn).tolist()
+
+
+def held_while_writing(decoder: Decoder, rows: int, count: int) -> set[str]:
+    with torch.inference_mode():
+        made = steps(decoder.network, prompts(rows), count, lambda logits: logits.argmax(-1), CPU)
+        next(made)
+        return held(decoder)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+def test_a_packed_product_is_as_exact_as_a_plain_one(rows: int, dtype: torch.dtype) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 200, generator=drawn).to(dtype) for n in (rows, 333))
+    truth, plain = x.double() @ weight.double().T, F.linear(x, weight)
+    vars(weight)["packed"] = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    found = quick_product(x, weight)
+    assert found.dtype == dtype
+    error, budget = ((y - truth).norm() / truth.norm() for y in (found, plain))
+    assert error <= max(1.1 * budget, 1e-6)  # in float32 the order of additions differs
+
+
+def test_five_rows_are_written_packed_as_transformers_writes_them(folder: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    decoder = load_decoder(folder, device="cpu", dtype="float32")
+    oracle: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    asked = torch.tensor(prompts(5))
+    theirs = oracle.generate(asked, attention_mask=torch.ones_like(asked), max_new_tokens=24, do_sample=False)
+    assert held_while_writing(decoder, 5, 24)
+    assert generate(decoder.network, asked.tolist(), 24, Sampling(), (), CPU) == theirs[:, 30:].tolist()
+
+
+@needs_bfloat16
+def test_every_weight_is_packed_once_and_given_back_adapted_or_not(folder: Path) -> None:
+    decoder = load_decoder(folder, device="cpu", dtype="bfloat16")
+    plain = {n for n, p in decoder.network.named_parameters() if p.ndim == 2}  # a tied head is the embedding
+    assert held_while_writing(decoder, 1, 24) == plain
+    lora.attach(decoder.network, "q_proj", rank=2, alpha=4)
+    assert held_while_writing(decoder, 1, 24) == plain
+    assert not held(decoder)
+
+
+def test_a_short_text_and_a_full_memory_leave_weights_as_they_lie(folder: Path, monkeypatch: Any) -> None:
+    decoder = load_decoder(folder, device="cpu", dtype="float32")
+    assert not held_while_writing(decoder, 5, packing.STEPS - 1)
+    assert not held_while_writing(decoder, packing.FLOAT32_ROWS - 1, 24)
+    monkeypatch.setattr(packing, "free_memory", lambda _: 1000)
+    assert not held_while_writing(decoder, 5, 24)
