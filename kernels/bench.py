@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .checks import GPU
-from .parts import FIRST, PARTS
+from .measures import FIRST, PARTS
 from .timing import Line, Part, apart
 
 TOTAL = 470.0

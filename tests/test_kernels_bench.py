@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint.kernels import bench, parts, timing
+from mint.kernels import bench, measures, timing
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = {"products": 1e12, "bytes": 1e11}
 NUMBERS = {"ms", "to_ours", "floor_ms", "fraction", "mib"}
 
 
-@pytest.mark.parametrize("name", parts.PARTS)
+@pytest.mark.parametrize("name", measures.PARTS)
 def test_every_part_runs_on_tiny_sizes(name, monkeypatch):
     monkeypatch.setattr(timing, "ROUNDS", 1)
-    lines = list(parts.PARTS[name].lines("tiny", RATES))
+    lines = list(measures.PARTS[name].lines("tiny", RATES))
     assert lines
     assert not [line for line in lines if "failed" in line]
     assert all(line.keys() > NUMBERS and line["ms"] > 0 for line in lines)
@@ -61,7 +61,7 @@ def a_process(tmp_path, ends: dict[str, str]):
 
 def test_a_part_that_fails_or_hangs_is_named_and_keeps_its_lines(tmp_path):
     command = a_process(tmp_path, {"one": "raise ValueError('wrong')", "two": "time.sleep(60)", "three": "os.abort()"})
-    chosen = {name: timing.Part(parts.ratios, 2) for name in ("one", "two", "three", "four")}
+    chosen = {name: timing.Part(measures.ratios, 2) for name in ("one", "two", "three", "four")}
     started = time.monotonic()
     report = bench.run(chosen, list(chosen), "tiny", command)
     assert time.monotonic() - started < 20
@@ -77,7 +77,7 @@ def test_a_part_that_fails_or_hangs_is_named_and_keeps_its_lines(tmp_path):
 
 def test_a_run_ends_in_its_time_and_says_what_it_left_out(tmp_path):
     command = a_process(tmp_path, {"one": "time.sleep(60)"})
-    chosen = {name: timing.Part(parts.ratios, 60) for name in ("one", "two")}
+    chosen = {name: timing.Part(measures.ratios, 60) for name in ("one", "two")}
     report = bench.run(chosen, list(chosen), "tiny", command, total=4)
     assert "longer than its" in report["failed"]["one"]
     assert report["failed"]["two"] == "not started: the 4 s of the whole run were over"
@@ -86,7 +86,7 @@ def test_a_run_ends_in_its_time_and_says_what_it_left_out(tmp_path):
 def test_nothing_is_measured_on_a_machine_whose_rates_are_unknown(tmp_path):
     command = a_process(tmp_path, {"rates": "raise ValueError('no device')"})
     Path(command[0]).write_text("raise ValueError('no device')")
-    report = bench.run({"odds": timing.Part(parts.ratios, 60)}, ["odds"], "tiny", command)
+    report = bench.run({"odds": timing.Part(measures.ratios, 60)}, ["odds"], "tiny", command)
     assert "no device" in report["failed"]["rates"]
     assert "not started" in report["failed"]["odds"]
 

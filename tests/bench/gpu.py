@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from mint.kernels.checks import DEVICE, DTYPE, gap
-from mint.kernels.parts import PARTS
+from mint.kernels.measures import PARTS
 from mint.kernels.timing import Line, Part, Rates, Side, compared
 from models import SIZES, Size, attach, decoder_of, our_step, pairs_of, theirs, trl_step
 
