@@ -53,11 +53,8 @@ def draw(report: dict[str, Any]) -> Image.Image:
     picture = Image.new("RGB", (WIDTH, height), "white")
     pen, plain, large = ImageDraw.Draw(picture), ImageFont.load_default(15), ImageFont.load_default(21)
     pen.text((MARGIN, MARGIN), f"Measured on: {report['device']}, torch {report['torch']}", INK, large)
-    meaning = (
-        "bar: share of the floor that is reached"
-        if floors
-        else "bar: speed, ours = 1; the times are those of a shared machine"
-    )
+    other = "bar: speed; number: time, ours = 1 (a shared machine, where only the ratios mean anything)"
+    meaning = "bar: share of the floor that is reached" if floors else other
     pen.text((MARGIN, MARGIN + 30), meaning, INK, plain)
     top = 4 * MARGIN
     for name, lines in cases:
