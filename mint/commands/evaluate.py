@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..errors import WorkError
 from .frame import command
 
 
@@ -39,7 +40,10 @@ def bench(out: str | None) -> dict[str, Any]:
     """
     from importlib import import_module
 
-    results: dict[str, Any] = import_module("mint.kernels.bench").results(out)
+    module = import_module("mint.kernels.bench")
+    results: dict[str, Any] = module.results(out)
+    if not module.good(results):
+        raise WorkError(f"not all of the bench is right or came to its end:\n{module.table(results)}")
     return results
 
 
