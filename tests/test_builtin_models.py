@@ -89,7 +89,7 @@ def test_the_writer_thinks_first_of_familiar_diseases() -> None:
 
 def test_a_finding_and_a_name_are_one_token_for_the_student() -> None:
     chat = load_decoder(STUDENT, device="meta").tokenizer
-    for text in (" failure to thrive", " Webbed neck", "Kabuki syndrome 1", "POTENTIAL_DISEASES:", "\n10. "):
+    for text in (" failure to thrive", " Webbed neck", "Kabuki syndrome 1", "POTENTIAL_DISEASES:", "10. ", "\n"):
         assert len(chat.tokenizer.encode(text, add_special_tokens=False).ids) == 1, text
     said = "1. Kabuki syndrome 1\n10. no failure to thrive, na\u00efve"
     assert chat.decode(chat.tokenizer.encode(said, add_special_tokens=False).ids) == said

@@ -112,7 +112,7 @@ def phrases() -> list[str]:
     worded = {way for ways in wordings().values() for way in ways} | {unpunctuated(name) for name in labels().values()}
     findings = {f" {way}" for way in worded} | {f" {way[0].upper()}{way[1:]}" for way in worded}
     asked = default_template("note", "disease").split("{note}")[1].split("{k}")
-    lines = [line_start(place) for place in range(1, 2 * LISTED + 1)]
+    lines = [line_start(place).lstrip("\n") for place in range(1, 2 * LISTED + 1)]  # a name ends with its line
     frame = [_FRAME.strip(), *(part.strip() for part in asked), heading("disease"), *lines]
     return sorted(text for text in {*findings, *classes(), *frame} if text.isascii())
 
