@@ -30,7 +30,7 @@ from .report.cases import shown_cases
 from .training.runs import holds_run, read_metrics, read_run
 from .types import Prediction, Record, Report
 
-TRAIN, TEST, SIDE = 2000, 300, 64
+TRAIN, TEST, SIDE = 4000, 300, 64
 """Patients to learn from, patients to be judged by, and pixels of a side of their photos."""
 
 SETTINGS: Mapping[str, Any] = {
