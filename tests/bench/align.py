@@ -98,6 +98,9 @@ def peers(folder: Path, lengths: str, dtype: str, recompute: bool) -> tuple[Call
     adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, lora_dropout=0.0)
     trainer = ORPOTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=adapter)
     network = trainer.model.to(kind).train()  # pure bfloat16: the adapter too
+    if recompute:  # as its `train` does, which is not called here
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+        assert network.is_gradient_checkpointing
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
     batch = _trl_batch(lengths)
 
