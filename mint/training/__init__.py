@@ -46,7 +46,8 @@ class Trainer:
     reference: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.decoder.device.type == "cpu":
+        # activations are computed again where memory counts more than time: then what is freed goes back
+        if self.decoder.device.type == "cpu" and not self.decoder.network.model.recompute:
             keep_freed_memory()
         layers = lora.adapted(self.decoder.network)
         self.weights = {
