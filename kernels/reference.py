@@ -178,13 +178,18 @@ def slices(length: int, width: int) -> Iterator[slice]:
 
 
 def _together(rows: Walk, hidden: Tensor, low: Tensor | None, head: Head, width: int) -> tuple[Tensor, Tensor]:
+    walk(rows, hidden, low, head, width)
+    return rows.finish(head)
+
+
+def walk(rows: Walk, hidden: Tensor, low: Tensor | None, head: Head, width: int) -> None:
+    """Some rows over all columns of a head."""
     room = hidden.new_empty(hidden.shape[0], width)
     for columns in slices(head.weight.shape[0], width):
         logits = head.logits(hidden, low, columns, out=room[:, : columns.stop - columns.start])
         share = rows.fold(logits, columns.start)
         if rows.sums is not None:
             rows.gather(share, head.weight[columns], None if head.up is None else head.up[columns])
-    return rows.finish(head)
 
 
 def _exact(tensor: Tensor) -> torch.dtype:

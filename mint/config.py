@@ -61,6 +61,10 @@ class AlignSettings:
     recompute: bool | None = _of(
         None, "keep only each layer's input for backward; unless given: when memory asks for it"
     )
+    shard: bool = _of(False, "spread the decoder over the ranks that torchrun started, each holding its part alone")
+    tensor_parallel: int | None = _within(
+        None, "ranks that hold one copy of the decoder together and share each product", 2
+    )
     cache_gb: float = _within(20.0, "GB on disk for what a frozen image tower makes of the pictures; 0: not kept", 0)
     meta_masking: bool = _of(
         False, "text before an image sees nothing of it, as in Meta's code, not as in transformers"
@@ -78,6 +82,8 @@ class AlignSettings:
             value = getattr(self, setting.name)
             if not setting.metadata["fits"](value):
                 raise ConfigError(f"--{setting.name.replace('_', '-')} {value}: wanted {setting.metadata['wanted']}")
+        if self.shard and self.tensor_parallel is not None:
+            raise ConfigError("--shard and --tensor-parallel: two ways to spread a decoder; give one of them")
         if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
             limits = f"--max-prompt-length {self.max_prompt_length}, --max-length {self.max_length}"
             raise ConfigError(f"{limits}: the prompt must leave room for an answer")
@@ -86,6 +92,11 @@ class AlignSettings:
     def scope(self) -> str:
         """The tokens that the likelihood is pooled over: ORPO takes the prompt in, as its official code does."""
         return self.nll or ("prompt+chosen" if self.objective == "orpo" else "chosen")
+
+    @property
+    def spread(self) -> bool:
+        """Whether each rank holds a part of the decoder alone."""
+        return self.shard or self.tensor_parallel is not None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

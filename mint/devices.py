@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from . import parallel
 from .errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
@@ -19,14 +20,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 def pick_device(device: str | torch.device) -> torch.device:
     """The device by name; `auto` is the first GPU where there is one."""
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if str(device) == "auto" else device)
     except RuntimeError:
         raise ConfigError(f"--device {device}: no such device; wanted auto, cpu or cuda") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: this machine has no CUDA device that torch can use; give cpu or auto")
+    if found.type == "cuda" and parallel.size() > 1:
+        parallel.check_gpus()
     return found
 
 
@@ -44,13 +45,16 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device, stored: torch.dty
 
 @cache
 def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones: tried once, in some milliseconds."""
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones: tried once, in some milliseconds.
+
+    Where several processes work together the first one decides for all.
+    """
 
     def seconds(dtype: torch.dtype) -> float:
         x = torch.ones(512, 512, dtype=dtype)
         return min(_timed(lambda: x @ x) for _ in range(4))
 
-    return seconds(torch.bfloat16) < seconds(torch.float32)
+    return bool(parallel.from_first(seconds(torch.bfloat16) < seconds(torch.float32)))
 
 
 def _timed(work: Callable[[], Any]) -> float:

@@ -22,3 +22,11 @@ class ConfigError(MintError):
 
 class WorkError(MintError):
     """The work itself failed: a NaN, a full disk, a lost rank; the command line exits with 1."""
+
+
+class Stopped(Exception):  # noqa: N818 - nothing is wrong
+    """The work was asked to stop, and has: all of it is saved in `folder`. The command line exits with 0."""
+
+    def __init__(self, message: str, folder: str) -> None:
+        super().__init__(message)
+        self.folder = folder

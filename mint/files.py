@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import ConfigError, MintError, WorkError
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -98,14 +101,21 @@ def read_json(path: str | Path, error: Callable[[str], MintError] = ConfigError,
         size = path.stat().st_size
         if size > limit:
             raise error(f"{path}: {size:,} bytes, at most {limit:,} are read from a JSON file of this kind")
-        return json.loads(path.read_bytes())
+        text = path.read_bytes()
+        value = json.loads(text)
+        if _HALF.search(text):  # half of a surrogate pair is no character and cannot be written anywhere
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except OSError as fault:
         raise error(f"{path}: cannot be read ({fault.strerror})") from fault
     except json.JSONDecodeError as fault:
         raise error(f"{path}:{fault.lineno}:{fault.colno}: not JSON ({fault.msg})") from fault
-    except (ValueError, RecursionError) as fault:  # not UTF-8, a number of thousands of digits, nested too deeply
+    except (
+        ValueError,
+        RecursionError,
+    ) as fault:  # not UTF-8, a number of thousands of digits, nested too deeply, half a letter
         raise error(f"{path}: not JSON ({type(fault).__name__})") from fault
 
 

@@ -17,14 +17,15 @@ _inside, _beside = (Path(__file__).resolve().parents[up] / "kernels" for up in (
 __path__ = [str(_inside if _inside.is_dir() else _beside)]
 
 if TYPE_CHECKING:
-    from kernels import blocks, reference
+    from kernels import blocks, parts, reference
 else:
-    from mint.kernels import blocks, reference
+    from mint.kernels import blocks, parts, reference
 
 __all__ = [
     "blocks",
     "branch_attention",
     "log_odds_ratio",
+    "part_walk",
     "preference_terms",
     "row_logsumexp",
     "token_logprob",
@@ -80,6 +81,11 @@ def preference_terms(token_logp: Tensor, edges: Tensor, starts: Tensor) -> refer
 def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> Tensor:
     """logsumexp over the vocabulary of each row: hidden (N, D), head (V, D) -> (N,) float32; for scoring, no gradient."""
     return reference.row_logsumexp(hidden, head, tile=tile)
+
+
+def part_walk(hidden: Tensor, head: Tensor, labels: Tensor, wanted: bool) -> parts.PartWalk:
+    """What some rows of a head (v, D) know of log p(label): see `kernels.parts`; plain PyTorch on every device."""
+    return parts.part_walk(hidden, head, labels, wanted)
 
 
 def tree_layout(end: Tensor) -> Any:

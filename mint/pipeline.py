@@ -6,16 +6,19 @@ records --encoder--> scores --> ranking --> pairs --> token trees --> decoder + 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from . import parallel
 from .builtin.cases import cases as builtin_cases
 from .builtin.cases import is_builtin
 from .config import AlignSettings
 from .decoders import Decoder, load_decoder, lora, open_adapter, stored_dtype
+from .decoders.spread import load_spread
 from .decoders.vision_cache import FeatureStore
 from .devices import free_memory
 from .encoders import Encoder, load_encoder
@@ -104,7 +107,7 @@ def align(
     if not dry_run:
         settings = _admitted(folder, settings, resume)
     source = list(read_pairs(settings.pairs, skipped=skipped)) if pairs is None else pairs  # before what takes long
-    decoder, adapter_config = _student(settings)
+    decoder, adapter_config = _student(settings, weights=not (dry_run and settings.spread))
     everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     held_out = [pair for pair in everything if _share(pair.id) < settings.held_out]
     training = [pair for pair in everything if _share(pair.id) >= settings.held_out]
@@ -119,10 +122,12 @@ def align(
     _report_cuts(everything)
     if decoder.eyes is not None and settings.cache_gb:
         decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
-    with runs.locked(folder):
-        if not resume:
-            runs.check_new(folder)  # again, now that no other run can begin here
-        runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
+    parallel.barrier()  # every rank has seen the folder as it was
+    with runs.locked(folder) if parallel.first() else nullcontext():
+        if parallel.first():
+            if not resume:
+                runs.check_new(folder)  # again, now that no other run can begin here
+            runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
         Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
     last = runs.read_metrics(folder / "metrics.jsonl")[-1]
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
@@ -139,23 +144,47 @@ def _admitted(folder: Path, settings: AlignSettings, resume: bool) -> AlignSetti
     return settings
 
 
-def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
-    """The decoder with the adapter that will be trained, and what PEFT has to know of it."""
+def _student(settings: AlignSettings, weights: bool = True) -> tuple[Decoder, dict[str, Any]]:
+    """The decoder with the adapter that will be trained, and what PEFT has to know of it; or its shapes without weights."""
     if not settings.model:
         raise ConfigError("--model: no decoder given; wanted a checkpoint folder or a hub name")
+    if settings.spread and weights:
+        return _spread_student(settings)
+    parallel.apart()
     decoder = load_decoder(
         settings.model,
-        device=settings.device,
+        device=settings.device if weights else "meta",
         dtype=settings.dtype,
         date=settings.date,
         meta_masking=settings.meta_masking,
     )
+    return decoder, _adapt(decoder.network, settings)[0]
+
+
+def _spread_student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
+    """The same, with each rank holding a part of it."""
+    if parallel.size() == 1:
+        option = "--shard" if settings.shard else "--tensor-parallel"
+        raise ConfigError(f"{option}: spreads the decoder over several processes; start them with torchrun")
+    config: dict[str, Any] = {}
+
+    def adapt(network: Any) -> Callable[[Any], None]:
+        made, values = _adapt(network, settings)
+        config.update(made)
+        return values
+
+    where, kind, date, tensor = settings.device, settings.dtype, settings.date, settings.tensor_parallel
+    return load_spread(settings.model, adapt, device=where, dtype=kind, date=date, tensor=tensor), config
+
+
+def _adapt(network: Any, settings: AlignSettings) -> tuple[dict[str, Any], Callable[[Any], None]]:
+    """Put the adapter that will be trained on a network: what PEFT has to know of it, and what gives it its values."""
     if settings.adapter is not None:
-        adapter = open_adapter(decoder.network, settings.adapter)
-        lora.load(decoder.network, adapter, trainable=True)
-        return decoder, dict(adapter.config)
+        adapter = open_adapter(network, settings.adapter)
+        lora.load(network, adapter, trainable=True)
+        return dict(adapter.config), lambda network: lora.take_up(network, adapter)
     names = lora.attach(
-        decoder.network,
+        network,
         settings.targets,
         rank=settings.rank,
         alpha=settings.alpha,
@@ -163,12 +192,9 @@ def _student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
         rslora=settings.rslora,
         seed=settings.seed,
     )
-    config = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
-    return decoder, {
-        **config,
-        "use_rslora": settings.rslora,
-        "target_modules": lora.short_names(decoder.network, names),
-    }
+    config: dict[str, Any] = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    config |= {"use_rslora": settings.rslora, "target_modules": lora.short_names(network, names)}
+    return config, lambda network: lora.start(network, settings.seed)
 
 
 def _resolved(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenPair]) -> AlignSettings:
@@ -191,10 +217,11 @@ def _recompute(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenP
     tokens = min(max(settings.tokens_per_batch, *(pair.size for pair in pairs)), sum(pair.size for pair in pairs))
     needed = activation_bytes(decoder, tokens) + tower_bytes(decoder, pairs, settings)
     free = free_memory(decoder.device)
-    if needed > free / 2:
+    wanted = bool(parallel.highest(needed > free / 2)[0])  # the same on all ranks
+    if wanted:
         sizes = f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free"
         say(f"{sizes}: they are computed again in backward")
-    return needed > free / 2
+    return wanted
 
 
 def _report_cuts(pairs: Sequence[TokenPair]) -> None:
@@ -229,6 +256,7 @@ def predict(
     passages: int = 3,
     done: Collection[str] = (),
     skipped: list[str] | None = None,
+    tensor_parallel: int | None = None,
     reading: Mapping[str, Any] = READING,
     **loading: Any,
 ) -> Iterator[Prediction]:
@@ -238,9 +266,10 @@ def predict(
     file or folder of documents, of which the best `passages` stand before each case, found by words, or by meaning with
     the encoder `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
     given as such is used as it is, so that many calls can share them. `opening` is how an answer begins, for a model
-    whose answers are lists: in rank mode a label is then scored as the first name, or with `alone` as the only one.
+    whose answers are lists: in rank mode a label is then scored as the first name, or with `alone` as the only one. With
+    `tensor_parallel` so many ranks hold the decoder together.
     """
-    decoder = model if isinstance(model, Decoder) else load_decoder(model, adapter=adapter, **loading)
+    decoder = model if isinstance(model, Decoder) else _answering(model, adapter, tensor_parallel, **loading)
     if isinstance(retrieve, str | Path):
         retrieve = open_retriever(retrieve, retriever, str(loading.get("device", "auto")))
     questioner = Questioner(
@@ -259,8 +288,41 @@ def predict(
         passages=passages,
     )
     records = (record for record in _records(cases, reading, skipped) if record.id not in done)
-    answers = questioner.answers(records, skipped)
+    answers = _answered(questioner, records, skipped)
     yield from answers if isinstance(cases, list | tuple) else progress(answers, "predicting", unit="case")
+
+
+def _answering(
+    model: str | Path, adapter: str | Path | None, ranks: int | None, *, meta_masking: bool = False, **loading: Any
+) -> Decoder:
+    """The decoder that is asked, of which each of so many ranks holds a part."""
+    if ranks is None:
+        parallel.apart()
+        return load_decoder(model, adapter=adapter, meta_masking=meta_masking, **loading)
+    if parallel.size() == 1:
+        raise ConfigError("--tensor-parallel: spreads the decoder over several processes; start them with torchrun")
+
+    def adapt(network: Any) -> Callable[[Any], None]:
+        if adapter is None:
+            return lambda _: None
+        stored = open_adapter(network, adapter)
+        lora.load(network, stored)
+        return lambda network: lora.take_up(network, stored)
+
+    return load_spread(model, adapt, tensor=ranks, **loading)
+
+
+def _answered(questioner: Questioner, records: Iterable[Record], skipped: list[str] | None) -> Iterator[Prediction]:
+    """The answer to each case; several ranks share the work, and each has it all."""
+    if parallel.size() == 1:
+        yield from questioner.answers(records, skipped)
+        return
+
+    def answered(turn: list[Record], left_out: list[str] | None) -> Iterator[dict[str, Any]]:
+        return map(asdict, questioner.answers(turn, left_out))
+
+    for row in parallel.shared_out(records, answered, skipped):
+        yield Prediction(row["id"], tuple(row["ranking"]), row["text"], tuple(row["passages"]))
 
 
 def evaluate(

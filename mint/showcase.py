@@ -30,19 +30,24 @@ from .report.cases import shown_cases
 from .training.runs import holds_run, read_metrics, read_run
 from .types import Prediction, Record, Report
 
-TRAIN, TEST, SIDE = 800, 300, 64
+TRAIN, TEST, SIDE = 2000, 300, 64
 """Patients to learn from, patients to be judged by, and pixels of a side of their photos."""
 
 SETTINGS: Mapping[str, Any] = {
     "model": str(STUDENT),
     "dtype": "float32",
-    "lr": 2e-3,
+    "lr": 1e-3,
+    "rank": 64,
+    "alpha": 64.0,
     "epochs": 1.0,
-    "batch_size": 4,
+    "batch_size": 8,
     "nll": "chosen",
     "save_every": 0,
 }
 """Where the story differs from the defaults of `align`: the student is tiny, so its steps are long."""
+
+CHOICES: Mapping[str, Any] = {"label_first": True}
+"""Where its pairs differ: a simulated patient's diagnosis is known, so it stands before what the teacher lists."""
 
 BASE, ALIGNED, TAUGHT = "base, note alone", "aligned, note alone", "teacher, photo and note"
 NOTE_CEILING, BOTH_CEILING = "best possible, note alone", "best possible, photo and note"
@@ -120,7 +125,7 @@ def tell(
     encoder = load_encoder(teacher or TEACHER, device=settings.device)
     say(f"1. The teacher sees a simulated photo and the note of {train} patients and ranks {len(classes())} diseases.")
     settings = replace(settings, pairs=str(folder / "pairs.jsonl"))
-    write_pairs(settings.pairs, pipeline.prefer(learnt, teacher=encoder, **choices))
+    write_pairs(settings.pairs, pipeline.prefer(learnt, teacher=encoder, **{**CHOICES, **choices}))
     say(
         f"2. Its rankings are preference pairs: {settings.pairs}; the answers that it ranks last are the rejected ones."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
@@ -231,10 +231,11 @@ _CHAT_WORDS = (
 )
 
 
-def learn_chat_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
+def learn_chat_tokenizer(texts: Iterable[str], size: int, phrases: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE tokenizer of `size` tokens in Llama 3's manner, its merges learnt from `texts`.
 
-    Any text can be written with it, for all 256 bytes are tokens; the special tokens come last.
+    Any text can be written with it, for all 256 bytes are tokens. Each of the `phrases` (plain ASCII) is one token wherever
+    it stands. The special tokens come last.
     """
     tokenizer = Tokenizer(BPE(ignore_merges=True))
     words = pre_tokenizers.Split(Regex(_CHAT_WORDS), behavior="isolated")
@@ -242,8 +243,11 @@ def learn_chat_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
     tokenizer.decoder = decoders.ByteLevel()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = BpeTrainer(vocab_size=size - len(CHAT_SPECIAL), initial_alphabet=letters, show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=size - len(CHAT_SPECIAL) - len(phrases), initial_alphabet=letters, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     tokenizer.add_special_tokens(list(CHAT_SPECIAL))
     begin = CHAT_SPECIAL[0]
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -69,7 +69,7 @@ def test_transformers_opens_the_teacher_and_gives_the_same_scores() -> None:
     torch.testing.assert_close(ours.scores(records), wanted, atol=2e-4, rtol=1e-4)
 
 
-def test_the_writer_of_the_base_s_texts_knows_about_half_of_every_disease_and_nothing_false() -> None:
+def test_the_writer_of_the_base_s_texts_knows_three_quarters_of_the_findings_and_nothing_false() -> None:
     known, whole = student.half_table(), population()
     names = {term: whole.present[:, column] for term, column in whole.column.items()}
     listed = sum(int((share > whole.rates.body_background).sum()) for share in names.values())
@@ -78,7 +78,21 @@ def test_the_writer_of_the_base_s_texts_knows_about_half_of_every_disease_and_no
         here = known.present[:, column]
         told += int((here > whole.rates.body_background).sum())
         assert np.all((here == names[term]) | (here == whole.rates.body_background))
-    assert 0.4 < told / listed < 0.6
+    assert 0.65 < told / listed < 0.85
+
+
+def test_the_writer_thinks_first_of_familiar_diseases() -> None:
+    first = [student.half_known(patient)[0] for patient in draw_patients(200, 12)]
+    familiar = {name for name, known in zip(classes(), student.fame(), strict=True) if known > 0}
+    assert sum(name in familiar for name in first) > 0.75 * len(first)
+
+
+def test_a_finding_and_a_name_are_one_token_for_the_student() -> None:
+    chat = load_decoder(STUDENT, device="meta").tokenizer
+    for text in (" failure to thrive", " Webbed neck", "Kabuki syndrome 1", "POTENTIAL_DISEASES:", "10. ", "\n"):
+        assert len(chat.tokenizer.encode(text, add_special_tokens=False).ids) == 1, text
+    said = "1. Kabuki syndrome 1\n10. no failure to thrive, na\u00efve"
+    assert chat.decode(chat.tokenizer.encode(said, add_special_tokens=False).ids) == said
 
 
 def test_conversations_repeat_and_list_ten_different_diseases() -> None:
@@ -105,7 +119,7 @@ def test_making_a_model_twice_gives_the_same_bytes(which: str, tmp_path: Path, m
     monkeypatch.setattr(student, "SAMPLE", 60)
     monkeypatch.setattr(teacher, "TOLD", 60)
     make = {
-        "student": lambda out: student.make_student(out, steps=(1, 1)),
+        "student": lambda out: student.make_student(out, rounds=((1, 8, 1), (3, 4, 1)), told=60),
         "teacher": lambda out: teacher.make_teacher(out, steps=2, photos=400),
     }[which]
     for name in ("one", "two"):

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("mint/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "cli.py"])
 
 FLOORS = [
-    "types errors progress schedules kernels",
+    "types errors progress schedules kernels signals",
+    "parallel",
     "files config devices trees tries losses ranking",
     "jsonlines weights tokens images",
     "records labels chat encoders",
@@ -116,6 +117,13 @@ def test_each_third_party_package_has_one_door() -> None:
             assert name in RUNTIME, f"{place} imports {name}, which is no runtime package"
             doors = DOORS.get(name, {""})
             assert any(place.startswith(door) for door in doors), f"{place} imports {name}; its door is {doors}"
+
+
+def test_parallel_is_the_one_door_to_torch_distributed() -> None:
+    through = {
+        p.relative_to(ROOT).as_posix() for p in FILES if any(t.startswith("torch.distributed") for t in _imports(p))
+    }
+    assert through == {"mint/parallel/__init__.py", "mint/parallel/shards.py", "mint/parallel/vocabulary.py"}
 
 
 def test_a_file_is_one_idea_of_at_most_400_lines() -> None:

@@ -102,7 +102,8 @@ def test_a_label_after_an_opening_is_scored_as_the_first_line_of_a_list() -> Non
     prompt = ranker.prompt(prompt_messages(record))
     begun = ranker.layout.opening
     (found,) = ranker.logp([prompt])
-    assert decoder.tokenizer.decode(list(begun)) == opening("disease").rstrip()
+    assert begun
+    assert opening("disease").startswith(decoder.tokenizer.decode(list(begun)))
     for label, logp in zip(labels, found.tolist(), strict=True):
         answer = decoder.tokenizer.encode(answer_text([label], "disease") + "\n")
         assert tuple(answer[: len(begun)]) == begun

@@ -26,13 +26,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # sums are then in one order whatever the machine's number of cores
     if options.which == "student":
-        student.make_student(options.out, [options.steps] if options.steps else student.STEPS, options.seed)
+        student.make_student(options.out, _rounds(options.steps), options.seed)
     elif options.which == "teacher":
         teacher.make_teacher(options.out, options.steps or teacher.STEPS, options.seed)
     elif options.which == "tissue-student":
         tissue_student.make_tissue_student(options.out, options.steps or tissue_student.STEPS, options.seed)
     else:
         tissue_teacher.make_tissue_teacher(options.out, options.steps or tissue_teacher.STEPS, options.seed)
+
+
+def _rounds(steps: int | None) -> list[tuple[int, int, int]]:
+    return [(names, size, steps or usual) for names, size, usual in student.ROUNDS]
 
 
 if __name__ == "__main__":

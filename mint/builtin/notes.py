@@ -91,6 +91,10 @@ def _telegram(subject: Subject, present: list[str], absent: list[str], _rng: np.
     return ". ".join([head, *(_upper(item) for item in present), *(f"No {item}" for item in absent)]) + "."
 
 
+def unpunctuated(text: str) -> str:
+    return text.translate(str.maketrans("", "", ",.()"))
+
+
 def _label_string(subject: Subject, present: list[str], absent: list[str], _rng: np.random.Generator) -> str:
     """One string of labels without punctuation, as tables of patients are often exported for a text encoder."""
     words = [
@@ -98,7 +102,7 @@ def _label_string(subject: Subject, present: list[str], absent: list[str], _rng:
         *present,
         *(f"No {item}" for item in absent),
     ]
-    return " ".join(words).translate(str.maketrans("", "", ",.()"))
+    return unpunctuated(" ".join(words))
 
 
 def _examination(subject: Subject, present: list[str], absent: list[str], rng: np.random.Generator) -> str:

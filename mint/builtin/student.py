@@ -1,14 +1,15 @@
 """How the shipped base decoder was made: a tiny Llama trained from nothing on made-up conversations about patients.
 
-It is to be what a real base model is for a rare disease: it knows the language, the names and the form of an answer, and
-half of the medicine. So the conversations are written by somebody who knows, of each disease, only a share of its
-findings (drawn once), reads the note alone, and lists ten diseases in a somewhat random order of what follows from that.
+It is to be what a real base model is for a rare disease: it knows the language, the names and the form of an answer, but
+not all of the medicine, and it thinks first of the diseases that are much written about. So the conversations are written
+by somebody who knows, of each disease, only a share of its findings, and to whom some diseases are far more familiar than
+others (both drawn once). This writer reads the note alone and lists diseases in a somewhat random order of what follows.
 No patient occurs twice, and none of them occurs in any task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,40 +19,49 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..answers import answer_text
+from ..answers import answer_text, heading, line_start
 from ..chat import ChatTokenizer
 from ..decoders.llama import Llama, LlamaConfig
 from ..encoders.encoder import in_batches
 from ..files import write_json
 from ..kernels import tree_attention, tree_layout
 from ..progress import Progress
-from ..prompts import prompt_messages
+from ..prompts import default_template, prompt_messages
 from ..schedules import scheduled
 from ..tokens import CHAT_SPECIAL, learn_chat_tokenizer, write_chat_tokenizer
 from ..trees import Text, token_tree
 from ..types import Message
 from ..weights.shards import write_checkpoint
 from .face_terms import photo_findings
-from .population import Findings, Population
+from .meaning import associations
+from .notes import unpunctuated
+from .population import Findings, Floats, Population
 from .rare_disease import Patient, classes, draw_patients, population
-from .syndromes import diseases
+from .syndromes import diseases, labels, wordings
 
-KNOWN = 0.5
+KNOWN = 0.75
 """Share of a disease's findings that the writer of the conversations knows."""
-SWAY = 0.5
+FAME = 3.0
+"""How differently familiar the diseases are to the writer: the standard deviation of what is added to the log posterior."""
+SWAY = 1.5
 """How random the order of a list is: the scale of the Gumbel noise on the log posterior."""
 LISTED = 10
-STEPS, BATCH, RATE, WARMUP, SAMPLE = (800,), 16, 3e-3, 40, 3000
+ROUNDS = ((1, 64, 400), (LISTED, 32, 700))
+"""Names that are asked for at most, conversations of a step, steps: first who it is, then lists of them."""
+MEANING = 0.1
+"""Standard deviation of what a token's vector says of the diseases at the start."""
+RATE, WARMUP, SAMPLE, TOLD, NOTES = 2e-3, 40, 6000, 20_000, 4
 _SEED = 8_000_001  # patients of this seed are drawn for no other purpose
 _DATE = "26 Jul 2024"
+_FRAME = f"\n\nCutting Knowledge Date: December 2023\nToday Date: {_DATE}\n\n"
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "vocab_size": 1536,
+    "vocab_size": 3072,
     "hidden_size": 128,
     "intermediate_size": 384,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
@@ -75,32 +85,43 @@ TEMPLATE = (
 """Llama 3's chat template with a fixed date, so that the same note is the same prompt on every day."""
 
 
-def make_student(out: Path, steps: Sequence[int] = STEPS, seed: int = 0) -> None:
-    """Learn the tokenizer, train for rounds of so many steps on new conversations, and write the folder."""
+def make_student(out: Path, rounds: Sequence[tuple[int, int, int]] = ROUNDS, seed: int = 0, told: int = TOLD) -> None:
+    """Learn the tokenizer, train for rounds of new conversations, and write the folder."""
     torch.manual_seed(seed)
-    sample = list(conversations(SAMPLE, _SEED + seed))
-    texts = [text for messages, answer in sample for text in (messages[0]["content"], answer)]
-    tokenizer = learn_chat_tokenizer([*texts, *_frame()], CONFIG["vocab_size"])
+    texts = [
+        text for messages, answer in conversations(SAMPLE, _SEED + seed) for text in (messages[0]["content"], answer)
+    ]
+    tokenizer = learn_chat_tokenizer([*texts, *["system", "user", "assistant"] * 50], CONFIG["vocab_size"], phrases())
     chat = ChatTokenizer(tokenizer, (), CHAT_SPECIAL[4], date=_DATE)
     config = CONFIG | {"bos_token_id": chat.special(CHAT_SPECIAL[0]), "eos_token_id": chat.special(CHAT_SPECIAL[4])}
     network = _new_network(config, seed)
-    for number, count in enumerate(steps):
-        _train(network, chat, count, seed + number)
+    _give_meaning(network, tokenizer, told, seed)
+    for number, (listed, size, steps) in enumerate(rounds):
+        _train(network, chat, in_batches(conversations(steps * size, _SEED + 1 + seed + number, listed), size), steps)
     tensors = {n: p.detach() for n, p in network.state_dict().items() if n != "lm_head.weight"}
     write_checkpoint(out, tensors.items(), config)
     write_chat_tokenizer(tokenizer, out, TEMPLATE)
     write_json(out / "generation_config.json", {"eos_token_id": [config["eos_token_id"]]})
 
 
-def _frame() -> list[str]:
-    """What stands around every conversation, so that it is few tokens."""
-    return [f"\n\nCutting Knowledge Date: December 2023\nToday Date: {_DATE}\n\n", "system", "user", "assistant"] * 50
+def phrases() -> list[str]:
+    """What is one token for the student: a finding in any of its wordings, a disease, and the words around them.
+
+    A network of this size cannot spare its few layers for putting words together.
+    """
+    worded = {way for ways in wordings().values() for way in ways} | {unpunctuated(name) for name in labels().values()}
+    findings = {f" {way}" for way in worded} | {f" {way[0].upper()}{way[1:]}" for way in worded}
+    asked = default_template("note", "disease").split("{note}")[1].split("{k}")
+    lines = [line_start(place).lstrip("\n") for place in range(1, 2 * LISTED + 1)]  # a name ends with its line
+    frame = [_FRAME.strip(), *(part.strip() for part in asked), heading("disease"), *lines]
+    return sorted(text for text in {*findings, *classes(), *frame} if text.isascii())
 
 
-def conversations(count: int, seed: int) -> Iterator[tuple[list[Message], str]]:
-    """Prompt and answer of new patients."""
+def conversations(count: int, seed: int, listed: int = LISTED) -> Iterator[tuple[list[Message], str]]:
+    """Prompt and answer of new patients, who are asked for one to `listed` names."""
     for patient in draw_patients(count, seed, "train"):
-        yield prompt_messages(patient.record(), "note", k=LISTED), answer_text(half_known(patient), "disease")
+        k = 1 + patient.seed % listed
+        yield prompt_messages(patient.record(), "note", k=k), answer_text(half_known(patient)[:k], "disease")
 
 
 def half_known(patient: Patient) -> list[str]:
@@ -109,7 +130,7 @@ def half_known(patient: Patient) -> list[str]:
     stated, denied = (frozenset(t for t in terms if t in known.column) for terms in (found.stated, found.denied))
     seen = Findings(found.shown, found.mentioned, stated, denied)
     score = known.log_posterior(seen, note=True, image=False)
-    score = score + SWAY * np.random.default_rng([patient.seed, 9]).gumbel(size=len(score))
+    score = score + FAME * fame() + SWAY * np.random.default_rng([patient.seed, 9]).gumbel(size=len(score))
     return [classes()[row] for row in np.argsort(-score, kind="stable")[:LISTED]]
 
 
@@ -124,6 +145,12 @@ def half_table(seed: int = 0) -> Population:
         known.append(replace(disease, findings=findings))
     clashes = frozenset(frozenset((term, other)) for term, look in photo_findings().items() for other in look.against)
     return Population(known, tuple(photo_findings()), clashes, population().rates)
+
+
+@cache
+def fame(seed: int = 0) -> Floats:
+    """How familiar each disease is to the writer, in standard deviations. It says nothing of the diseases themselves."""
+    return np.random.default_rng([_SEED, seed, 1]).standard_normal(len(classes()))
 
 
 def _new_network(config: dict[str, Any], seed: int) -> Llama:
@@ -141,11 +168,31 @@ def _new_network(config: dict[str, Any], seed: int) -> Llama:
     return network
 
 
-def _train(network: Llama, chat: ChatTokenizer, steps: int, seed: int) -> None:
-    """Every token of the conversation is predicted; those of the answer weigh as much as all others together."""
+@torch.no_grad()
+def _give_meaning(network: Llama, tokenizer: Any, told: int, seed: int) -> None:
+    """Half of each token's vector: how it goes with the diseases that the writer names for a note that has it.
+
+    The names have the diseases' own vectors, so that a note's mean vector already points to them; without this a network
+    reads ten times as many conversations before it finds out where to look.
+    """
+    vectors, rows = network.model.embed_tokens.weight, {name: row for row, name in enumerate(classes())}
+    counts = torch.full((len(vectors), len(rows)), 0.5)  # half a note of each, so that rare tokens say little
+    for patient in draw_patients(told, _SEED + 77 + seed, "train"):
+        ids = torch.tensor(tokenizer.encode(patient.record().note, add_special_tokens=False).ids).unique()
+        for place, name in enumerate(half_known(patient)[:3]):
+            counts[ids, rows[name]] += 0.6**place
+    words, strengths, names = associations(counts)
+    half = min(vectors.shape[1] // 2, len(strengths))
+    for at, found in ((slice(None), words), ([tokenizer.token_to_id(name) for name in rows], names)):
+        own = found[:, :half] * strengths[:half].sqrt()
+        vectors[at, :half] = own / own.std() * MEANING
+
+
+def _train(network: Llama, chat: ChatTokenizer, batches: Iterable[list[Any]], steps: int) -> None:
+    """Every token of the answers is predicted, and of some prompts."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.02, betas=(0.9, 0.98))
     with Progress("student", steps, "step") as bar:
-        for step, batch in enumerate(in_batches(conversations(steps * BATCH, _SEED + 1 + seed), BATCH)):
+        for step, batch in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = RATE * scheduled(step, steps, "cosine", WARMUP)
             optimizer.zero_grad(set_to_none=True)
@@ -159,15 +206,19 @@ def _train(network: Llama, chat: ChatTokenizer, steps: int, seed: int) -> None:
 def _losses(
     network: Llama, chat: ChatTokenizer, batch: list[tuple[list[Message], str]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean negative log-likelihood of the prompts' tokens and of the answers'. What all prompts share counts once."""
+    """Mean negative log-likelihood of the tokens of a part of the prompts, and of the answers'.
+
+    The vocabulary is most of the work, so one prompt in NOTES is read aloud. What all prompts share counts once.
+    """
     prompts = [chat.chat_ids(messages, generate=True) for messages, _ in batch]
     answers = [chat.answer_ids([{"role": "assistant", "content": answer}]) for _, answer in batch]
     both = [Text([*prompt, *answer], len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
-    tree = token_tree([*(Text(prompt) for prompt in prompts), *both])
+    read = [Text(prompt) for prompt in prompts[::NOTES]]
+    tree = token_tree([*read, *both])
     layout = tree_layout(tree.end)
     hidden = network(tree.ids, tree.position, lambda _, q, k, v: tree_attention(q, k, v, layout))
     logits = network.lm_head(hidden[tree.sources])
     each = F.cross_entropy(logits.float(), tree.labels, reduction="none")
     of_answer = torch.zeros(len(tree.labels), dtype=torch.bool)
-    of_answer[tree.member_edges[tree.member_paths >= len(batch)]] = True
+    of_answer[tree.member_edges[tree.member_paths >= len(read)]] = True
     return each[~of_answer].mean(), each[of_answer].mean()

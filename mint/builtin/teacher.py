@@ -26,6 +26,7 @@ from ..progress import Progress, progress
 from ..schedules import scheduled
 from ..types import Record
 from .face_terms import photo_findings
+from .meaning import associations
 from .rare_disease import classes, draw_cases, population, recall
 
 SIDE = 64
@@ -71,9 +72,7 @@ def _give_meaning(encoder: FusionEncoder, told: list[Record]) -> None:
     for record in told:
         ids = encoder.texts([record.note])[0].unique()
         counts[ids, rows[str(record.label)]] += 1
-    shares = counts / counts.sum(1, keepdim=True)
-    means = shares.log() - shares.log().mean(1, keepdim=True)
-    left, strength, _ = torch.linalg.svd(means - means.mean(0), full_matrices=False)
+    left, strength, _ = associations(counts)
     half = min(words.shape[1] // 2, len(strength))
     found = left[:, :half] * strength[:half]
     words[:, :half] = found / found.std() * 0.2

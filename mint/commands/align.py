@@ -24,7 +24,7 @@ def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSe
     return AlignSettings(**{**stored, **values})
 
 
-@command("skip_bad")
+@command("skip_bad", ranks=True)
 @click.argument("cases", required=False)
 @settings_options()
 @click.option("--teacher", help="What ranks the classes of CASES: a ViLT or CLIP checkpoint, or a file of scores.")
@@ -62,8 +62,12 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
 
 def _showcase(task: str | None, given: dict[str, Any], teacher: str | None) -> Any:
     """A built-in task from the teacher to the report; its own settings hold where none is given."""
-    from .. import showcase, showcase_tissue
+    from .. import parallel, showcase, showcase_tissue
 
+    if parallel.size() > 1:
+        raise ConfigError(
+            "the built-in task is the work of one process; leave torchrun out, or give --model and --pairs"
+        )
     story: Any = showcase_tissue if task == "builtin:tissue" else showcase
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = _resolve({**story.SETTINGS, "out": str(story.new_folder()), **chosen}, None, False)

@@ -151,7 +151,7 @@ def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: st
     """
     from ..config import AlignSettings
     from ..experiment import Bench, Plan, check_objectives, tell
-    from ..showcase import SETTINGS
+    from ..showcase import CHOICES, SETTINGS
 
     check_objectives(objectives)
     taken = {name: words.pop(name) for name in (*_PAIRS, *_PLAN, *_BENCH)}
@@ -160,7 +160,7 @@ def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: st
         raise ConfigError("--tune-lr, --tune-epochs: are what --tune tries; give --tune too")
     run = AlignSettings(**{**SETTINGS, "out": out, **given_settings(settings)})
     task = _task(cases, Path(out), run.device, words)
-    pairs = {name: taken[name] for name in _PAIRS if taken[name] is not None}
+    pairs = {**CHOICES, **{name: taken[name] for name in _PAIRS if taken[name] not in (None, False)}}
     bench = Bench(task, run, Path(out), pairs, words["train"], **{name: taken[name] for name in _BENCH})
     return tell(bench, Plan(objectives, list(range(seed, seed + seeds)), **{name: taken[name] for name in _PLAN}))
 

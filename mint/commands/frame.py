@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from typing import Any
 
 import click
 
-from ..errors import ConfigError, MintError, WorkError
+from ..errors import ConfigError, MintError, Stopped, WorkError
 from ..progress import say, set_quiet
 
 Command = Callable[..., Any]
@@ -22,22 +25,31 @@ def cli() -> None:
     """Moves what a multimodal model knows into a decoder that sees one modality, by preference optimisation."""
 
 
-def command(*names: str) -> Callable[[Command], click.Command]:
-    """A command with the options that all have; its return value is printed, its errors become one line."""
+def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Command]:
+    """A command with the options that all have; its return value is printed, its errors become one line.
+
+    `ranks`: whether several processes can share its work, as torchrun starts them; then the first one alone prints.
+    """
 
     def decorate(body: Command) -> click.Command:
         @wraps(body)
         def guarded(quiet: bool, as_json: bool, traceback: bool, **words: Any) -> None:
             set_quiet(quiet)
-            try:
-                if "reading" in names:
-                    words["reading"] = _reading(words)
-                _show(body(**words), as_json)
-            except MintError as error:
-                if traceback:
-                    raise
-                click.echo(f"mint: {' '.join(str(error).split())}", err=True)
-                sys.exit(1 if isinstance(error, WorkError) else 2)
+            with _joined() as speaks:
+                try:
+                    if not ranks and _several():
+                        raise ConfigError(f"{body.__name__}: is the work of one process; start it without torchrun")
+                    if "reading" in names:
+                        words["reading"] = _reading(words)
+                    _show(body(**words), as_json)
+                except Stopped as stop:
+                    click.echo(f"{stop}; to go on: {_again(stop)}")
+                except MintError as error:
+                    if traceback:
+                        raise
+                    if speaks():
+                        click.echo(f"mint: {' '.join(str(error).split())}", err=True)
+                    sys.exit(1 if isinstance(error, WorkError) else 2)
 
         run: Command = guarded
         for option in (
@@ -51,6 +63,34 @@ def command(*names: str) -> Callable[[Command], click.Command]:
         return cli.command(name=body.__name__.rstrip("_"))(run)
 
     return decorate
+
+
+@contextmanager
+def _joined() -> Iterator[Callable[[], bool]]:
+    """Be one of the processes that torchrun started, if it did; gives what tells whether an error is for this one to show."""
+    if not _several():
+        yield lambda: True
+        return
+    from .. import parallel
+
+    with parallel.joined() as watch:
+        if not parallel.first():
+            set_quiet(True)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if parallel.first() else nowhere):
+            yield watch.speaks
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _again(stop: Stopped) -> str:
+    """The words that continue a run: those that began it, with --resume."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    out = [] if any(word.split("=")[0] == "--out" for word in words) else ["--out", stop.folder]
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    started = ["torchrun", "--nproc-per-node", here] if _several() else ["python"]
+    return shlex.join([*started, sys.argv[0], *words, *out, "--resume"])
 
 
 def _reading_options(run: Command) -> Command:

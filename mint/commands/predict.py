@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from .frame import command, listed
 
 
-@command("seed", "device", "dtype", "date", "skip_bad", "reading")
+@command("seed", "device", "dtype", "date", "skip_bad", "reading", ranks=True)
 @click.argument("cases", required=False)
 @click.option("--note", help="The note of one case.")
 @click.option("--image", help="The picture of one case, for a vision model; with --note it sees both.")
@@ -25,6 +25,7 @@ from .frame import command, listed
     "--model", help="Folder or hub name of the decoder [default: that of the newest run, or the shipped one]."
 )
 @click.option("--adapter", help="Adapter folder, ours or PEFT's.")
+@click.option("--tensor-parallel", type=click.IntRange(2), help="Ranks that hold one copy of the decoder together.")
 @click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")
 @click.option("--mode", type=click.Choice(["rank", "list", "text"]), default="rank", show_default=True,
@@ -55,7 +56,7 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     Example:  python cli.py predict --image tile.png
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
-    from .. import pipeline
+    from .. import parallel, pipeline
     from ..answers import opening
     from ..evaluation.outputs import Output, printed
 
@@ -68,25 +69,32 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
     skipped: list[str] | None = [] if skip_bad else None
     source = _cases(cases, note, image, skipped)
-    if cases is None and words["mode"] == "text" and out is None and words["retrieve"] is None:
+    alone = words["retrieve"] is None and words["tensor_parallel"] is None
+    if cases is None and words["mode"] == "text" and out is None and alone:
         return _stream(source[0], **words)
     words.pop("temperature"), words.pop("seed")
     if out is None:
         auto = "jsonl" if cases is not None else "table"
         return printed(pipeline.predict(source, skipped=skipped, **words), auto if form == "auto" else form)
-    output = Output(out, {"cases": cases, "note": note, "image": image, **words}, form)
-    count = output.write(pipeline.predict(source, skipped=skipped, done=output.done, **words))
+    settings = {"cases": cases, "note": note, "image": image, **words}
+    output = Output(out, settings, form) if parallel.first() else None
+    done = frozenset(parallel.from_first(sorted(output.done) if output else None))
+    answers = pipeline.predict(source, skipped=skipped, done=done, **words)
+    count = output.write(answers) if output else sum(1 for _ in answers)
     listed(skipped)
     return {"out": out, "cases": count}
 
 
 def _cases(cases: str | None, note: str | None, image: str | None, skipped: list[str] | None) -> Any:
     """What `pipeline.predict` takes: a path, or the records of --note and --image or of standard input."""
+    from .. import parallel
     from ..records import read_stream
     from ..types import Record
 
     if cases is None:
         return [Record("case", note=note or "", image=image)]
+    if cases == "-" and parallel.size() > 1:
+        raise ConfigError("standard input can be read by one process; give several of them a file")
     return read_stream(sys.stdin.buffer, skipped=skipped) if cases == "-" else cases
 
 

@@ -43,7 +43,7 @@ def teach(cases: str, base: str, classes: str | None, out: str, skip_bad: bool, 
     return {"out": str(taught.folder), "classes": len(taught.classes), "steps": taught.steps, **scores}
 
 
-@command("device", "dtype", "skip_bad", "reading")
+@command("device", "dtype", "skip_bad", "reading", ranks=True)
 @click.argument("cases")
 @click.option("--teacher", required=True, help="ViLT or CLIP checkpoint, GestaltMML's .pt, or a file of scores.")
 @click.option("--classes", help="What a CLIP teacher looks for, a file like --labels; of another, those to rank.")
@@ -69,7 +69,7 @@ def prefer(cases: str, out: str, teacher: str, classes: str | None, sentences: s
     Example:  python cli.py prefer cases.csv --teacher teacher/ --out pairs.jsonl
     Example:  python cli.py prefer tiles/ --teacher vinid/plip --classes names.txt --modality image --out p.jsonl
     """
-    from .. import pipeline
+    from .. import parallel, pipeline
     from ..encoders import load_encoder
     from ..encoders.zeroshot import read_sentences
     from ..labels import read_labels
@@ -85,6 +85,7 @@ def prefer(cases: str, out: str, teacher: str, classes: str | None, sentences: s
     choices["template"] = None if template is None else read_template(template)
     choices["candidates"] = None if candidates is None else read_candidates(candidates)
     skipped: list[str] | None = [] if skip_bad else None
-    count = write_pairs(out, pipeline.prefer(cases, teacher=encoder, skipped=skipped, **choices))
+    pairs = pipeline.prefer(cases, teacher=encoder, skipped=skipped, **choices)
+    count = write_pairs(out, pairs) if parallel.first() else sum(1 for _ in pairs)
     listed(skipped)
     return {"out": out, "pairs": count}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..chat import ChatTokenizer, chat_tokenizer
 from ..devices import pick_device, pick_dtype
 from ..errors import CheckpointError, ConfigError
@@ -63,7 +64,8 @@ class Decoder:
         rows, head = self.hidden(tree).index_select(0, tree.sources), self.network.lm_head
         if isinstance(head, lora.LoRALinear) and head.enabled:
             return token_logprob(rows, head.weight, tree.labels, low=head.low(rows), up=head.lora_B.to(rows.dtype))
-        return token_logprob(rows, head.weight, tree.labels)
+        product = parallel.token_logprob if parallel.is_part(head.weight) else token_logprob
+        return product(rows, head.weight, tree.labels)
 
     @torch.inference_mode()
     def logits(self, ids: Tensor | Sequence[Sequence[int]], images: Any = None) -> Tensor:
@@ -161,8 +163,7 @@ def load_decoder(
     """
     meta = str(device) == "meta"
     checkpoint = open_checkpoint(folder_or_name, files=SMALL_FILES if meta else FILES)
-    with torch.device("meta"):
-        network = _network(checkpoint).eval()
+    network = build(checkpoint)
     where = torch.device("meta") if meta else pick_device(device)
     kind = pick_dtype(dtype, where, stored=stored_dtype(checkpoint))
     if not meta:
@@ -178,6 +179,12 @@ def load_decoder(
         decoder.tokenizer.special("<|begin_of_text|>")  # a tokenizer that does not fit is refused now, not later
         _check_image_token(decoder)
     return decoder
+
+
+def build(checkpoint: Checkpoint) -> nn.Module:
+    """The network that config.json describes, on the meta device."""
+    with torch.device("meta"):
+        return _network(checkpoint).eval()
 
 
 def _network(checkpoint: Checkpoint) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import parallel
 from ..kernels import row_logsumexp
 from . import lora
 
@@ -23,7 +24,8 @@ def head_weight(network: Any) -> Tensor:
 def edge_logp(hidden: Tensor, weight: Tensor, source: Any, token: Any) -> Tensor:
     """Log-probability of the token of each edge after row `source` of hidden (B, n, D), over the whole vocabulary:
     (B, E) float64 on the processor, for sums. A row's logsumexp is shared by all its edges."""
-    total = row_logsumexp(hidden.flatten(0, 1), weight).view(hidden.shape[:2])
+    summed = parallel.row_logsumexp if parallel.is_part(weight) else row_logsumexp
+    total = summed(hidden.flatten(0, 1), weight).view(hidden.shape[:2])
     rows, labels = (torch.as_tensor(x, device=hidden.device) for x in (source, token))
     step = max(1, _EDGES // len(hidden))
     own = [_dots(hidden, weight, rows[at : at + step], labels[at : at + step]) for at in range(0, len(rows), step)]
@@ -39,4 +41,5 @@ def logits_of(hidden: Tensor, weight: Tensor, token: Any) -> Tensor:
 def _dots(hidden: Tensor, weight: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
     """The logits of the labels alone: (B, e) in float32 at least."""
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    return (hidden[:, rows].to(exact) * weight[labels].to(exact)).sum(dim=-1)
+    wanted = parallel.looked_up(labels, weight) if parallel.is_part(weight) else weight[labels]
+    return (hidden[:, rows].to(exact) * wanted.to(exact)).sum(dim=-1)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .. import parallel
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q (N, H, d), k (N, K, d), v (N, K, d)) -> (N, H, d): who sees whom."""
 
@@ -49,7 +51,21 @@ class Linear(nn.Linear):
         super().__init__(width, out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if parallel.is_part(self.weight):  # the head alone
+            return parallel.logits(x, self.weight)
         return quick_product(x, self.weight) if torch.is_inference_mode_enabled() else F.linear(x, self.weight)
+
+
+class Embedding(nn.Embedding):
+    """A table whose numbers come from a checkpoint. On the meta device torch imports its compiler to draw the first ones,
+    which takes seconds, so none are drawn."""
+
+    def reset_parameters(self) -> None:
+        """Left as it is."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(N,) -> (N, D), from all ranks where the table is spread over them."""
+        return parallel.looked_up(ids, self.weight) if parallel.is_part(self.weight) else super().forward(ids)
 
 
 class RMSNorm(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import CheckpointError
-from .layers import Attend, Block, Linear, RMSNorm, Rope
+from .layers import Attend, Block, Embedding, Linear, RMSNorm, Rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(
                 config.hidden_size,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .. import parallel
 from ..errors import CheckpointError, ConfigError
 from ..weights.adapters import Adapter, Pair
 from .layers import Linear, quick_product
@@ -40,20 +41,18 @@ class LoRALinear(nn.Linear):
     def start(self, generator: torch.Generator) -> None:
         """A uniform in ±1/sqrt(in), as PEFT starts it, and B zero: the network begins as its base."""
         bound = self.in_features**-0.5
-        fresh = torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator)
-        with torch.no_grad():
-            self.lora_A.copy_(fresh)
-            self.lora_B.zero_()
+        parallel.put(self.lora_A, torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator))
+        parallel.put(self.lora_B, torch.zeros(()).expand(self.lora_B.shape))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.product(x)
         drops = self.training and self.dropout > 0
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, x.shape[-1])
         inner = F.dropout(rows, self.dropout) if drops else None
-        parts = (self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
+        parts = (self.weight, self.bias, parallel.local(self.lora_A), parallel.local(self.lora_B), self.scale)
         out: Tensor = _LowRank.apply(rows, inner, *parts, self.quick and torch.is_inference_mode_enabled())
-        return out.view(*x.shape[:-1], self.out_features)
+        return out.view(*x.shape[:-1], self.weight.shape[0])
 
     def product(self, x: Tensor) -> Tensor:
         """What the layer was before it was adapted."""
@@ -148,12 +147,18 @@ def attach(
         )
     names = targets_of(network, targets)
     network.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
     for name in names:
-        layer = _replace(network, name, rank, alpha / math.sqrt(rank) if rslora else alpha / rank, dropout)
+        _replace(network, name, rank, alpha / math.sqrt(rank) if rslora else alpha / rank, dropout)
+    start(network, seed)
+    return names
+
+
+def start(network: nn.Module, seed: int) -> None:
+    """Give every adapter the values that it begins with; one on the meta device gets them when it has room for them."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in adapted(network).values():
         if not layer.weight.is_meta:
             layer.start(generator)
-    return names
 
 
 def load(network: nn.Module, adapter: Adapter, *, trainable: bool = False) -> None:
@@ -178,11 +183,17 @@ def load(network: nn.Module, adapter: Adapter, *, trainable: bool = False) -> No
         layer = _replace(
             network, name, a.shape[0], adapter.scaling(name), float(adapter.config.get("lora_dropout", 0.0))
         )
-        with torch.no_grad():
-            layer.lora_A.copy_(a)
-            layer.lora_B.copy_(b)
         layer.lora_A.requires_grad_(trainable)
         layer.lora_B.requires_grad_(trainable)
+    take_up(network, adapter)
+
+
+def take_up(network: nn.Module, adapter: Adapter) -> None:
+    """Give the adapters of a network the values that are stored."""
+    layers = adapted(network)
+    for name, (a, b) in adapter.tensors.items():
+        parallel.put(layers[name].lora_A, a)
+        parallel.put(layers[name].lora_B, b)
 
 
 def _replace(network: nn.Module, name: str, rank: int, scale: float, dropout: float) -> LoRALinear:
@@ -208,8 +219,11 @@ def adapted(network: nn.Module) -> dict[str, LoRALinear]:
 
 
 def tensors(network: nn.Module) -> dict[str, Pair]:
-    """(A, B) of each adapted layer, by name."""
-    return {name: (layer.lora_A.detach(), layer.lora_B.detach()) for name, layer in adapted(network).items()}
+    """(A, B) of each adapted layer, by name; whole on every rank where they are spread over several."""
+    return {
+        name: (parallel.whole(layer.lora_A.detach()), parallel.whole(layer.lora_B.detach()))
+        for name, layer in adapted(network).items()
+    }
 
 
 @contextmanager

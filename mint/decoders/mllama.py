@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import Attend, FeedForward, RMSNorm
+from .layers import Attend, Embedding, FeedForward, RMSNorm
 from .llama import LlamaModel
 from .mllama_config import EXTRA_ROWS, MllamaConfig
 from .sight import Sight
@@ -78,7 +78,7 @@ class MllamaText(LlamaModel):
 
     def __init__(self, config: MllamaConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size + EXTRA_ROWS, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size + EXTRA_ROWS, config.hidden_size)
         for layer in config.cross_attention_layers:
             self.layers[layer] = CrossBlock(config, layer)
 

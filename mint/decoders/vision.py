@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ..errors import RecordError
+from .layers import Embedding
 from .vision_config import VisionConfig
 
 _ATTENTION = [
@@ -127,7 +128,7 @@ class TileEmbedding(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.aspect_ratios + 1, config.max_num_tiles * config.hidden_size)
+        self.embedding = Embedding(config.aspect_ratios + 1, config.max_num_tiles * config.hidden_size)
         self.gate = nn.Parameter(torch.zeros(1))
         self.tiles = config.max_num_tiles
 
@@ -145,7 +146,7 @@ class PositionEmbedding(nn.Module):
         self.gate = nn.Parameter(torch.zeros(1))
         self.embedding = nn.Parameter(torch.zeros(config.patches, config.hidden_size))
         size = config.max_num_tiles * config.patches * config.hidden_size
-        self.tile_embedding = nn.Embedding(config.aspect_ratios + 1, size)
+        self.tile_embedding = Embedding(config.aspect_ratios + 1, size)
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         """x (N, M, P, D) with the places of its patches added."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .. import parallel
 from ..devices import pick_dtype
 from ..errors import RecordError
 from ..progress import Progress
@@ -37,14 +38,35 @@ class Encoder(ABC):
         """
         total = len(records) if isinstance(records, Sized) else None
         with Progress("scoring", total, "record") as bar:
-            for batch in in_batches(records, self.batch_size):
-                try:
-                    yield batch, self.score_batch(batch)
-                except RecordError:
-                    if skipped is None:
-                        raise
-                    yield from self._one_by_one(batch, skipped)
+            for batch, scores in self._shared(records, skipped) if parallel.size() > 1 else self._all(records, skipped):
+                yield batch, scores
                 bar.advance(len(batch))
+
+    def _all(self, records: Iterable[Record], skipped: list[str] | None) -> Iterator[tuple[list[Record], Tensor]]:
+        for batch in in_batches(records, self.batch_size):
+            try:
+                yield batch, self.score_batch(batch)
+            except RecordError:
+                if skipped is None:
+                    raise
+                yield from self._one_by_one(batch, skipped)
+
+    def _shared(self, records: Iterable[Record], skipped: list[str] | None) -> Iterator[tuple[list[Record], Tensor]]:
+        """The same with the work split over the ranks, each of which gets all scores; one record at a time."""
+        seen: dict[int, Record] = {}
+
+        def noted() -> Iterator[tuple[int, Record]]:
+            for number, record in enumerate(records):
+                seen[number] = record
+                yield number, record
+
+        def scored(turn: list[tuple[int, Record]], left_out: list[str] | None) -> Iterator[tuple[int, list[float]]]:
+            numbers = {id(record): number for number, record in turn}
+            for found, scores in self._all((record for _, record in turn), left_out):
+                yield from ((numbers[id(record)], row) for record, row in zip(found, scores.tolist(), strict=True))
+
+        for number, row in parallel.shared_out(noted(), scored, skipped, self.batch_size):
+            yield [seen.pop(number)], torch.tensor([row])
 
     def _one_by_one(self, records: Sequence[Record], skipped: list[str]) -> Iterator[tuple[list[Record], Tensor]]:
         for record in records:

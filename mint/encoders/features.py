@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RecordError
 from ..files import replacing
 from ..images import KEY_BYTES, content_key
+from ..images.arrays import map_array
 from ..images.rules import ClipSettings
 from ..types import Record
 from .clip import ClipModel
@@ -78,8 +79,8 @@ def _row_type(width: int) -> np.dtype[Any]:
 
 def _open_rows(path: Path) -> np.ndarray:
     try:
-        rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        rows = map_array(path)
+    except RecordError as error:
         raise ConfigError(f"{path}: not a file of cached image vectors ({error}); delete it") from error
     if rows.ndim != 1 or rows.dtype.names != ("key", "vector") or rows.dtype["key"].itemsize != KEY_BYTES:
         raise ConfigError(f"{path}: {rows.dtype} {rows.shape} is not a file of cached image vectors; delete it")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, RecordError
+from ..images.arrays import map_array
 from ..types import Record
 from .classes import distinct, named, select
 from .encoder import Encoder, in_batches
@@ -79,8 +80,8 @@ def _is_array(path: Path) -> bool:
 
 def _read_array(path: Path) -> tuple[tuple[str, ...], Any, dict[str, int] | None]:
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        table = map_array(path)
+    except RecordError as error:
         raise ConfigError(f"{path}: not an array of numbers ({error}); save it with numpy.save") from error
     classes = distinct(_names(path.with_name("classes.txt")))
     if table.ndim != 2 or table.dtype.kind not in "fiu" or table.shape[1] != len(classes):

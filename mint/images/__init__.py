@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import RecordError
+from .arrays import map_array
 
 Picture = Image.Image
 
@@ -166,13 +167,12 @@ def _top_byte(values: np.ndarray, name: str) -> np.ndarray:
 def _from_item(path: str, item: str, max_pixels: int) -> Picture:
     """One picture of an array (N, H, W, 3) or (N, H, W) on disk; the rest of the array is never read."""
     name = f"{path}#{item}"
+    if not Path(path).is_file():
+        raise RecordError(f"{path}: no such file; correct the path")
     try:
-        with _quietly():
-            array = np.lib.format.open_memmap(path, mode="r")  # refuses arrays of objects, which would be pickles
-    except FileNotFoundError:
-        raise RecordError(f"{path}: no such file; correct the path") from None
-    except _DAMAGE as error:
-        raise RecordError(f"{path}: not an array of numbers that can be mapped ({_why(error)})") from error
+        array = map_array(path)
+    except RecordError as error:
+        raise RecordError(f"{path}: not an array of numbers that can be mapped ({error})") from error
     if array.ndim not in (3, 4):
         raise RecordError(f"{path}: an array of shape {array.shape}; wanted pictures, (N, H, W, 3) or (N, H, W)")
     if not (item.isascii() and item.isdecimal() and len(item) < 19 and int(item) < len(array)):

@@ -1,6 +1,9 @@
 """Token pairs -> an adapter: the loop over steps, with accumulation, clipping, schedule, evaluation, checkpoint, resume.
 
 A run that is resumed makes the same numbers, bit for bit, as one that was never interrupted.
+
+On several ranks each has the whole adapter and takes its share of a step's pairs; sums and gradients are added up before
+the optimiser moves, so all ranks stay equal. The first one alone writes.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import hashlib
 import math
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +20,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import parallel
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
 from ..devices import keep_freed_memory, peak_memory
-from ..errors import ConfigError, RecordError, WorkError
+from ..errors import ConfigError, RecordError, Stopped, WorkError
 from ..images import content_key
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
 from ..schedules import scheduled
+from ..signals import asked_to_stop
 from ..weights.adapters import write_adapter
 from . import runs
-from .batches import CHOSEN, PATHS, REJECTED, Batch, TokenPair, batch, split, step_pairs, steps_per_epoch, total_steps
+from .batches import (
+    CHOSEN,
+    PATHS,
+    REJECTED,
+    Batch,
+    TokenPair,
+    batch,
+    dealt,
+    split,
+    step_pairs,
+    steps_per_epoch,
+    total_steps,
+)
 from .objectives import METRICS, batch_loss, likelihood_tokens, objective_batch
 
 
@@ -44,6 +61,8 @@ class Trainer:
     step: int = 0
     best: float = math.inf
     reference: dict[str, Tensor] = field(default_factory=dict)
+    asked: Callable[[], bool] = lambda: False  # whether this process was asked to stop
+    stopping: bool = False  # whether any rank was
 
     def __post_init__(self) -> None:
         # activations are computed again where memory counts more than time: then what is freed goes back
@@ -61,22 +80,35 @@ class Trainer:
         self.fingerprint = ""
 
     def run(self, resume: bool = False) -> None:
-        """All steps to the end, from the beginning or from the last checkpoint; leaves the best adapter in adapter/."""
-        torch.manual_seed(self.settings.seed)
+        """All steps to the end, from the beginning or from the last checkpoint; leaves the best adapter in adapter/.
+
+        A run that is asked to stop ends its step, saves and raises `Stopped`, on all ranks after the same step.
+        """
+        torch.manual_seed(self.settings.seed + _APART * parallel.share())
         self.fingerprint = fingerprint([*self.pairs, *self.held_out])
         state = runs.load_state(self.folder) if resume else None
         if state is not None:
             self.load(*state)
-        self.metrics = runs.Metrics(self.folder, self.step)
-        self.remember_reference()
-        self.decoder.network.train()
+        if parallel.first():
+            self.metrics = runs.Metrics(self.folder, self.step)
+        with asked_to_stop() as self.asked:
+            self.remember_reference()
+            self.decoder.network.train()
+            self.walk()
+        self.decoder.network.eval()
+        parallel.barrier()
+
+    def walk(self) -> None:
+        """The steps that are left."""
         with Progress("training", self.total, "step", self.step) as bar:
             while self.step < self.total:
                 row = self.advance()
-                self.metrics.add(row)
+                if parallel.first():
+                    self.metrics.add(row)
                 bar.advance(1, f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s")
                 self.after_step()
-        self.decoder.network.eval()
+                if self.stopping and self.step < self.total:
+                    raise Stopped(f"stopped after step {self.step} of {self.total}, which is saved", str(self.folder))
 
     def advance(self) -> dict[str, Any]:
         """One step of the optimiser; returns its line of metrics."""
@@ -88,10 +120,11 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         totals, tokens = self.accumulate(members)
+        self.add_up_gradients()
         norm = torch.nn.utils.clip_grad_norm_(
             self.weights.values(), self.settings.max_grad_norm or math.inf, foreach=self.decoder.device.type == "cuda"
         )
-        *values, gradient = torch.cat([totals, norm.detach().reshape(1).to(totals)]).tolist()
+        *values, gradient = torch.cat([totals, parallel.whole(norm.detach()).reshape(1).to(totals)]).tolist()
         self.refuse_not_finite(values, gradient, members)
         self.optimizer.step()
         self.step += 1
@@ -99,6 +132,8 @@ class Trainer:
         row = dict(zip(METRICS, values, strict=True))
         if not OBJECTIVES[self.settings.objective].preference:
             row.update({name: None for name in METRICS if name not in ("loss", "nll_loss", "logps/chosen")})
+        asked, peak = parallel.highest(self.asked(), peak_memory(self.decoder.device))
+        self.stopping = bool(asked)
         epoch = self.step / steps_per_epoch(len(self.pairs), self.settings.batch_size)
         facts = {"grad_norm": gradient, "learning_rate": rate, "tokens": tokens, "tokens_per_second": tokens / seconds}
         return {
@@ -107,22 +142,48 @@ class Trainer:
             **row,
             **facts,
             "step_seconds": seconds,
-            "peak_memory_bytes": peak_memory(self.decoder.device),
+            "peak_memory_bytes": int(peak),
         }
 
     def accumulate(self, members: Sequence[TokenPair]) -> tuple[Tensor, int]:
-        """Forward and backward over the batches of a step: summed METRICS, and the tokens computed."""
+        """Forward and backward over the batches of a step: METRICS and the tokens computed, summed over all ranks."""
         totals, tokens = torch.zeros(len(METRICS), device=self.decoder.device), 0
         pooled = likelihood_tokens(members, self.settings)
-        for group in split(members, self.settings.tokens_per_batch, self.decoder.picture_tokens):
+        for group, counted in self.rounds(members):
             part = objective_batch(group, self.settings)
             logp = self.decoder.token_logp(part.tree)
             part = Batch(part.pairs, part.tree.to(self.decoder.device), part.apart)
             loss, metrics = batch_loss(logp, part, self.settings, pooled, len(members), self.held(group))
             if loss.requires_grad:
-                loss.backward()
-            totals, tokens = totals + metrics, tokens + len(part.tree)
-        return totals, tokens
+                (loss if counted else loss * 0.0).backward()
+            if counted:
+                totals, tokens = totals + metrics, tokens + len(part.tree)
+        totals, computed = totals.double(), torch.tensor([tokens])
+        parallel.add_up([totals, computed])
+        return totals, int(computed)
+
+    def rounds(self, members: Sequence[TokenPair]) -> Iterator[tuple[list[TokenPair], bool]]:
+        """This rank's batches of a step, and whether they count. A decoder that is spread over the ranks computes on all of
+        them or on none, so a rank that has no more goes through another pair for nothing."""
+        groups = list(split(self.mine(members), self.settings.tokens_per_batch, self.decoder.picture_tokens))
+        rounds = int(parallel.highest(len(groups))[0]) if self.settings.shard else len(groups)
+        shortest = min(members, key=lambda pair: pair.size)
+        yield from ((group, True) for group in groups)
+        yield from (([shortest], False) for _ in range(rounds - len(groups)))
+
+    def mine(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
+        """This rank's share of some pairs."""
+        return dealt(pairs, parallel.shares(), self.decoder.picture_tokens)[parallel.share()]
+
+    def add_up_gradients(self) -> None:
+        """Each gradient becomes its sum over the ranks, if that has not happened in backward; one without pairs adds 0."""
+        if parallel.size() == 1 or self.settings.shard:
+            return
+        for weight in self.weights.values():
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            parallel.complete(weight)
+        grads = (weight.grad for weight in self.weights.values() if weight.grad is not None)
+        parallel.add_up([parallel.own_part(grad)[0] for grad in grads])
 
     def refuse_not_finite(self, values: Sequence[float], gradient: float, members: Sequence[TokenPair]) -> None:
         """Stop before a step that is not a number gets into the adapter."""
@@ -142,7 +203,7 @@ class Trainer:
             self.evaluate()
         if last and self.best == math.inf:
             self.write_adapter()
-        if last or (self.settings.save_every and self.step % self.settings.save_every == 0):
+        if last or self.stopping or (self.settings.save_every and self.step % self.settings.save_every == 0):
             self.save()
 
     def evaluate(self) -> None:
@@ -153,14 +214,16 @@ class Trainer:
         self.decoder.network.train()
         values = dict(zip(METRICS, totals.tolist(), strict=True))
         shown = {name: value for name, value in values.items() if math.isfinite(value)}
-        runs.add_evaluation(self.folder, {"step": self.step, **shown})
+        if parallel.first():
+            runs.add_evaluation(self.folder, {"step": self.step, **shown})
         if values["loss"] < self.best:
             self.best = values["loss"]
             self.write_adapter()
 
     def write_adapter(self) -> None:
         tensors = lora.tensors(self.decoder.network)
-        write_adapter(self.folder / "adapter", self.adapter_config, tensors, self.decoder.checkpoint.name)
+        if parallel.first():
+            write_adapter(self.folder / "adapter", self.adapter_config, tensors, self.decoder.checkpoint.name)
 
     def held(self, group: Sequence[TokenPair]) -> Tensor | None:
         """The reference's log-probabilities of these pairs: (b, 2)."""
@@ -173,23 +236,47 @@ class Trainer:
         if not OBJECTIVES[self.settings.objective].reference or self.reference:
             return
         everything = [*self.pairs, *self.held_out]
-        groups = list(split(everything, self.settings.tokens_per_batch, self.decoder.picture_tokens))
+        place = {pair.id: at for at, pair in enumerate(everything)}
+        found = torch.zeros(len(everything), 2)
+        groups = list(split(self.mine(everything), self.settings.tokens_per_batch, self.decoder.picture_tokens))
+        rounds = int(parallel.highest(len(groups))[0])
+        empty = [everything[0]] if self.settings.shard else []  # computed for nothing: see `rounds`
         with torch.no_grad(), lora.switched_off(self.decoder.network):
-            for group in progress(groups, "reference", len(groups), "group"):
-                part = batch(group, with_prompt=False)
-                sums = part.tree.path_sums(self.decoder.token_logp(part.tree).cpu()).view(-1, PATHS)
-                for pair, row in zip(group, sums[:, [CHOSEN, REJECTED]], strict=True):
-                    self.reference[pair.id] = row
+            for turn in progress(range(rounds), "reference", rounds, "group"):
+                for group in groups[turn : turn + 1]:
+                    found[[place[pair.id] for pair in group]] = self.answer_sums(group)
+                if turn >= len(groups) and empty:
+                    self.answer_sums(empty)
+                if parallel.highest(self.asked())[0]:
+                    raise Stopped("stopped before the first step; nothing is lost", str(self.folder))
+        parallel.add_up([found])
+        self.reference = {pair.id: row for pair, row in zip(everything, found, strict=True)}
+
+    def answer_sums(self, group: Sequence[TokenPair]) -> Tensor:
+        """Summed log-probabilities of the chosen and the rejected answer of each pair: (b, 2) on the processor."""
+        part = batch(group, with_prompt=False)
+        sums = part.tree.path_sums(self.decoder.token_logp(part.tree).cpu()).view(-1, PATHS)
+        return sums[:, [CHOSEN, REJECTED]]
 
     def save(self) -> None:
         """Everything that the rest of the run depends on, in one file."""
-        tensors = self.state() | {"random.cpu": torch.get_rng_state()}
+        tensors = {name: parallel.whole(tensor) for name, tensor in self.state().items()} | self.random_states()
         if self.reference:
             tensors["reference"] = torch.stack([self.reference[pair.id] for pair in (*self.pairs, *self.held_out)])
-        if self.decoder.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.decoder.device)
         best = self.best if self.best < math.inf else None
-        runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint})
+        if parallel.first():
+            runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint})
+
+    def random_states(self) -> dict[str, Tensor]:
+        """The states of the generators of all ranks, by name: random.cpu, random.cpu.1, ..."""
+        own = {"random.cpu": torch.get_rng_state().tolist()}
+        if self.decoder.device.type == "cuda":
+            own["random.cuda"] = torch.cuda.get_rng_state(self.decoder.device).tolist()
+        return {
+            _of_rank(name, rank): torch.tensor(state, dtype=torch.uint8)
+            for rank, states in enumerate(parallel.gathered(own))
+            for name, state in states.items()
+        }
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take up what `save` wrote."""
@@ -204,13 +291,21 @@ class Trainer:
         runs.check_state(self.folder, tensors, self.state())
         with torch.no_grad():
             for name, tensor in self.state().items():
-                tensor.copy_(tensors[name])
+                parallel.put(tensor, tensors[name])
         if "reference" in tensors:
             names = [pair.id for pair in (*self.pairs, *self.held_out)]
             self.reference = dict(zip(names, tensors["reference"], strict=True))
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.decoder.device)
+        self.take_up_random_state(tensors)
+
+    def take_up_random_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """The generators as this rank left them. A rank that the run had not before begins with numbers of its own."""
+        cpu, cuda = (_of_rank(name, parallel.rank()) for name in ("random.cpu", "random.cuda"))
+        if cpu not in tensors:
+            torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
+            return
+        torch.set_rng_state(tensors[cpu])
+        if cuda in tensors:
+            torch.cuda.set_rng_state(tensors[cuda], self.decoder.device)
 
     def state(self) -> dict[str, Tensor]:
         """The trained weights, and the optimiser's moments and count of steps of each, by name."""
@@ -218,6 +313,14 @@ class Trainer:
         for name, weight in self.weights.items():
             tensors |= {f"{name}.{part}": value for part, value in self.optimizer.state[weight].items()}
         return tensors
+
+
+_APART = 1_000_003
+"""Between the seeds of two ranks, whose dropout must differ."""
+
+
+def _of_rank(name: str, rank: int) -> str:
+    return f"{name}.{rank}" if rank else name
 
 
 def fingerprint(pairs: Sequence[TokenPair]) -> str:

@@ -14,6 +14,7 @@ from ..decoders import Decoder, lora
 from ..progress import progress
 from .batches import TokenPair, split, step_pairs, steps_per_epoch, total_steps
 from .objectives import objective_batch
+from .plan import plans
 
 
 def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> dict[str, Any]:
@@ -62,12 +63,14 @@ def _expected(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSetti
     largest = min(max(settings.tokens_per_batch, *(p.size for p in pairs)), sum(p.size for p in pairs))
     epochs = total_steps(len(pairs), settings) / steps_per_epoch(len(pairs), settings.batch_size)
     operations = 4 * (weights / size) * tokens * epochs
-    return {
+    expected = {
         "weights_bytes": weights,
         "adapter_and_optimiser_bytes": adapter,
         "activation_bytes": activation_bytes(decoder, largest) + tower_bytes(decoder, pairs, settings),
-        "seconds_expected": round(operations / (0.6 * _rate(decoder)), 1),
     }
+    if settings.spread:  # nothing was loaded, so nothing can be timed
+        return expected | plans(decoder, largest, settings.recompute, settings.tensor_parallel)
+    return expected | {"seconds_expected": round(operations / (0.6 * _rate(decoder)), 1)}
 
 
 def activation_bytes(decoder: Decoder, tokens: int) -> int:

@@ -190,7 +190,7 @@ def split(pairs: Sequence[TokenPair], tokens_per_batch: int, picture: int = 0) -
     group: list[TokenPair] = []
     tokens = 0
     for pair in sorted(pairs, key=lambda p: -p.size):
-        size = pair.size + (picture if pair.image is not None else 0)
+        size = _size(pair, picture)
         if group and tokens + size > tokens_per_batch:
             yield group
             group, tokens = [], 0
@@ -198,6 +198,24 @@ def split(pairs: Sequence[TokenPair], tokens_per_batch: int, picture: int = 0) -
         tokens += size
     if group:
         yield group
+
+
+def dealt(pairs: Sequence[TokenPair], ranks: int, picture: int = 0) -> list[list[TokenPair]]:
+    """The pairs of a step for each rank, longest first, each to the rank with the fewest tokens so far; some get none."""
+    if ranks == 1:
+        return [list(pairs)]
+    hands: list[list[TokenPair]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for pair in sorted(pairs, key=lambda p: -_size(p, picture)):
+        least = tokens.index(min(tokens))
+        hands[least].append(pair)
+        tokens[least] += _size(pair, picture)
+    return hands
+
+
+def _size(pair: TokenPair, picture: int) -> int:
+    """Tokens of a pair, its picture counted as so many as the tower makes of it."""
+    return pair.size + (picture if pair.image is not None else 0)
 
 
 def order(count: int, epoch: int, seed: int) -> list[int]:

@@ -111,9 +111,12 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         for name, info in read_header(path).items():
             tensors[name] = torch.empty(info.shape, dtype=info.dtype)
             reader.read(info, tensors[name])
-    if _JSON not in tensors:
+    try:
+        state = json.loads(tensors.pop(_JSON).numpy().tobytes())
+    except (KeyError, TypeError, ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict) or not {"step", "best", "pairs"} <= state.keys():
         raise CheckpointError(f"{path}: not a checkpoint of a run; give the folder that a run wrote")
-    state = json.loads(tensors.pop(_JSON).numpy().tobytes())
     return tensors, state
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..errors import CheckpointError
 from ..files import read_json
 from ..progress import progress
@@ -127,14 +128,16 @@ def fill(
     dtype: torch.dtype,
     rename: Callable[[str], str | None] | None = None,
     ignore: Collection[str] = (),
+    lacking: Collection[str] = (),
 ) -> None:
     """Read every parameter and persistent buffer of `model` from the checkpoint, tensor by tensor.
 
     Those on the meta device are made on `device`, floating ones in `dtype`; the others are written where they are, so
-    they may be views of a fused weight. `rename` turns a file's name into the model's, or None where it is not wanted;
-    `ignore` are names of the file that are left out. Of tied weights either name, or both if equal, may be in the file.
+    they may be views of a fused weight; of one that is spread over several processes only this one's part is read.
+    `rename` turns a file's name into the model's, or None where it is not wanted; `ignore` are names of the file that are
+    left out, `lacking` those of the model that no file has. Of tied weights either name, or both if equal, may be there.
     """
-    places = _places(model)
+    places = {name: place for name, place in _places(model).items() if name not in lacking}
     sources = _match(checkpoint, places, rename or str, ignore)
     _read_all(sorted(sources, key=lambda item: (str(item[0].file), item[0].offset)), device, dtype)
 
@@ -149,7 +152,8 @@ def _read_all(sources: list[tuple[TensorInfo, _Place]], device: torch.device | s
             if not hasattr(own, "reader"):
                 own.reader = readers.enter_context(TensorReader())
             _materialise(place, device, dtype)
-            own.reader.read(info, place.tensor)
+            out, part = parallel.own_part(place.tensor)
+            own.reader.read(info, out, *part)
 
         for _ in progress(pool.map(read, sources), "loading weights", len(sources), "tensor"):
             pass

@@ -182,7 +182,7 @@ class TensorReader:
     def read(self, info: TensorInfo, out: Tensor, rows: slice | None = None, columns: slice | None = None) -> None:
         """Fill `out` (its device, its dtype) with the tensor, or with those rows and columns of it."""
         info, out = info.rows(rows), out.detach()
-        columns = columns or slice(None)
+        columns = slice(None) if columns is None or columns == slice(0, info.shape[1]) else columns
         wanted = (info.shape[0], len(range(*columns.indices(info.shape[1])))) if columns != slice(None) else info.shape
         if tuple(out.shape) != wanted:
             raise CheckpointError(f"{info.file}: tensor {shown(info.name)} is {list(wanted)}, wanted {list(out.shape)}")
@@ -207,19 +207,32 @@ class TensorReader:
         return True
 
     def _through_buffer(self, info: TensorInfo, out: Tensor, columns: slice) -> None:
-        """Some rows at a time: read, moved to the device, cast, put in place."""
-        if not info.nbytes:
+        """Some rows at a time: read, moved to the device, cast, put in place; before and after the columns nothing is read."""
+        if not out.numel():
             return
-        row = info.nbytes // info.shape[0]
+        whole, item = info.nbytes // info.shape[0], info.dtype.itemsize
+        skip, row = 0, whole
+        if columns != slice(None):
+            first, last, stride = columns.indices(info.shape[1])
+            skip, row, columns = first * item, (last - first) * item, slice(None, None, stride)
         step = max(1, _CHUNK // row)
         for start in range(0, info.shape[0], step):
             part = info.rows(slice(start, start + step))
-            chunk = self._staging(max(row, _CHUNK), out.is_cuda)[: part.nbytes]
-            self._fill(info, part.offset, chunk)
-            values = chunk.view(info.dtype).view(part.shape)
+            chunk = self._staging(max(row, _CHUNK), out.is_cuda)[: part.shape[0] * row]
+            self._fill_rows(part, skip, chunk.view(part.shape[0], row))
+            values = chunk.view(info.dtype).view(part.shape[0], -1) if len(info.shape) > 1 else chunk.view(info.dtype)
             if columns != slice(None):
                 values = values[:, columns]
-            out[start : start + step].copy_(values.to(out.device))
+            out[start : start + step].copy_(values.reshape(out[start : start + step].shape).to(out.device))
+
+    def _fill_rows(self, info: TensorInfo, skip: int, out: Tensor) -> None:
+        """Some bytes of each row, after the first `skip`: out (rows, bytes). Whole rows are read together."""
+        whole = info.nbytes // info.shape[0]
+        if out.shape[1] == whole:
+            self._fill(info, info.offset, out.view(-1))
+            return
+        for at, place in enumerate(out):
+            self._fill(info, info.offset + at * whole + skip, place)
 
     def _staging(self, size: int, pinned: bool) -> Tensor:
         if self._buffer.numel() < size or self._buffer.is_pinned() != pinned:

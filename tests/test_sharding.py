@@ -1,0 +1,254 @@
+"""A decoder that is spread over ranks: the numbers of one process, each rank with its own part in memory and from disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import on_ranks
+from safetensors.torch import load_file
+from students import run_settings, text_pairs, untimed, write_pairs_file, write_student
+
+from mint import parallel
+from mint.decoders import load_decoder, lora
+from mint.decoders.spread import load_spread
+from mint.errors import ConfigError
+from mint.files import write_json
+from mint.pipeline import align, predict
+from mint.training import runs
+from mint.training.plan import plans
+from mint.trees import sequence
+from mint.types import Record
+from mint.weights import tensorfiles
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """By whether head and embedding are one; 323 rows of a vocabulary divide by no number of ranks."""
+    folder = tmp_path_factory.mktemp("students")
+    return {tied: write_student(folder / str(tied), tie_word_embeddings=tied, vocab_size=323) for tied in (True, False)}
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs_file(tmp_path_factory.mktemp("data") / "pairs.jsonl", text_pairs(9))
+
+
+def trained(model: Path, pairs: Path, out: Path, resume: bool = False, **changes: Any) -> None:
+    usual: dict[str, Any] = {"steps": 4, "batch_size": 5, "lr": 1e-4, "save_every": 2, "tokens_per_batch": 60}
+    usual |= {"model": str(model), "pairs": str(pairs), "out": str(out), "objective": "dpo", "held_out": 0.2}
+    align(run_settings(**{**usual, **changes}), resume=resume)
+
+
+def spread(models: dict[bool, Path], pairs: Path, out: Path) -> None:
+    trained(models[True], pairs, out / "tied", shard=True)
+    trained(models[False], pairs, out / "untied", shard=True, recompute=True, objective="orpo")
+    trained(models[True], pairs, out / "split tied", tensor_parallel=2)
+    trained(models[False], pairs, out / "split untied", tensor_parallel=2, recompute=True, objective="orpo")
+    trained(models[False], pairs, out / "again", shard=True, adapter=str(out / "untied/adapter"), steps=1)
+
+
+def assert_alike(found: Path, wanted: Path) -> None:
+    rows = [[(row["loss"], row["grad_norm"]) for row in runs.read_metrics(folder / "metrics.jsonl")]
+            for folder in (found, wanted)]  # fmt: skip
+    for one, other in zip(*rows, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    one, other = (load_file(folder / WEIGHTS) for folder in (found, wanted))
+    assert list(one) == list(other)
+    for name, tensor in other.items():
+        torch.testing.assert_close(one[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_a_spread_decoder_learns_what_one_process_learns(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
+    """On two and four ranks, some of which have no pair in a step; head tied and not; recomputed; from an adapter; cut by
+    FSDP2, and tensor parallel on two ranks or on twice two."""
+    trained(models[True], pairs, tmp_path / "one/tied")
+    trained(models[False], pairs, tmp_path / "one/untied", objective="orpo")
+    for ranks in (2, 4):
+        out = tmp_path / str(ranks)
+        on_ranks(ranks, spread, models, pairs, out)
+        for name in ("tied", "untied"):
+            assert_alike(out / name, tmp_path / "one" / name)
+            assert_alike(out / f"split {name}", tmp_path / "one" / name)
+        trained(models[False], pairs, tmp_path / f"one/again{ranks}", adapter=str(out / "untied/adapter"), steps=1)
+        assert_alike(out / "again", tmp_path / f"one/again{ranks}")
+
+
+def halved(models: dict[bool, Path], pairs: Path, out: Path, shard: bool) -> None:
+    trained(models[True], pairs, out, resume=True, shard=shard)
+
+
+def test_a_checkpoint_of_one_process_resumes_spread(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
+    """A run that ended after its second step; its last two are taken on two ranks that hold half of it each."""
+    trained(models[True], pairs, tmp_path / "whole", shard=False)
+    trained(models[True], pairs, tmp_path / "half", steps=2)
+    settings = json.loads((tmp_path / "half/run.json").read_text())
+    settings["settings"] |= {"steps": 4, "shard": True}
+    write_json(tmp_path / "half/run.json", settings)
+    shutil.rmtree(tmp_path / "half/adapter")
+    on_ranks(2, halved, models, pairs, tmp_path / "half", True)
+    found, wanted = (untimed(runs.read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("half", "whole"))
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-5)
+
+
+def measured(model: Path, out: Path, tensor: int | None) -> None:
+    """What a rank reads and holds, and what it makes of a text of its own."""
+    read: list[int] = []
+    real = tensorfiles.TensorReader._fill
+
+    def counting(self: Any, info: Any, offset: int, place: torch.Tensor) -> None:
+        read.append(place.numel() * place.element_size())
+        real(self, info, offset, place)
+
+    tensorfiles.TensorReader._fill = counting  # type: ignore[method-assign]
+    decoder = load_spread(model, lambda _: lambda _: None, device="cpu", dtype="float32", tensor=tensor)
+    held = sum(parallel.own_part(p)[0].nbytes for p in decoder.network.parameters())
+    ids = list(range(3 + parallel.share(), 9 + 5 * parallel.share()))
+    logp = decoder.token_logp(sequence(ids)).tolist()
+    write_json(out / f"{parallel.rank()}.json", {"read": sum(read), "held": held, "ids": ids, "logp": logp})
+
+
+@pytest.mark.parametrize(("ranks", "tensor"), [(2, None), (4, None), (2, 2), (4, 2)])
+def test_each_rank_reads_and_holds_its_own_part_alone(
+    models: dict[bool, Path], tmp_path: Path, ranks: int, tensor: int | None
+) -> None:
+    """And each gets the log-probabilities of its own text, of a length of its own, over the whole vocabulary."""
+    on_ranks(ranks, measured, models[False], tmp_path, tensor)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(ranks)]
+    whole = load_decoder(models[False], device="cpu", dtype="float32")
+    size = sum(parameter.nbytes for parameter in whole.network.parameters())
+    parts = tensor or ranks
+    norms = sum(p.nbytes for name, p in whole.network.named_parameters() if "norm" in name) if tensor else 0
+    assert sum(one["read"] for one in found) == (size - norms) * ranks // parts + norms * ranks
+    for one in found:
+        assert one["held"] == pytest.approx(size / parts, rel=0.02)
+        assert one["logp"] == pytest.approx(whole.token_logp(sequence(one["ids"])).tolist(), rel=1e-5)
+
+
+def test_what_cannot_be_spread_is_refused(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--shard: spreads the decoder over several processes; start them with torch"):
+        trained(models[True], pairs, tmp_path, shard=True)
+    on_ranks(2, head_refused, models[True], pairs, tmp_path)
+
+
+def test_ranks_that_do_not_divide_the_heads_are_refused(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
+    on_ranks(3, heads_refused, models[True], pairs, tmp_path)
+    with pytest.raises(ConfigError, match="--shard and --tensor-parallel: two ways to spread a decoder; give one"):
+        trained(models[True], pairs, tmp_path, shard=True, tensor_parallel=2)
+
+
+def heads_refused(model: Path, pairs: Path, out: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="--tensor-parallel 3: wanted a divisor of the 3 processes, of the 2 key-value"
+    ):
+        trained(model, pairs, out, tensor_parallel=3)
+
+
+def head_refused(model: Path, pairs: Path, out: Path) -> None:
+    with pytest.raises(ConfigError, match="--targets: lm_head is spread over the processes and takes no adapter"):
+        trained(model, pairs, out, shard=True, targets=("all-linear", "lm_head"))
+
+
+def test_a_head_in_parts_gives_the_log_probabilities_of_the_whole() -> None:
+    """The parts' walks, put together as the ranks do it, near p = 1 too, against float64."""
+    from mint.kernels import part_walk
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((6, 16), (50, 16)))
+    labels = torch.tensor([0, 7, 20, 33, 49, 20])
+    hidden[5] = 9 * head[20]
+    walks = [part_walk(hidden, head[at : at + 20], labels - at, True) for at in (0, 20, 40)]
+    top = torch.stack([walk.level for walk in walks]).amax(0)
+    total = sum(walk.total * (walk.level - top).exp() for walk in walks)
+    margin = sum(walk.label_logit for walk in walks) - top - total.log()
+    wanted = (hidden @ head.T).log_softmax(1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(torch.nn.functional.logsigmoid(margin), wanted)
+    assert math.isfinite(float(margin[5]))
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+LABELS = ["red eyes", "red ears", "blue", "thin lip", "tall"]
+
+
+def asked(model: Path, adapter: Path, out: Path, tensor: int | None) -> None:
+    records = [Record(f"case-{n}", note="thin nose " * (n % 3 + 1)) for n in range(5)]
+    rows = []
+    for mode in ("rank", "list", "text"):
+        found = predict(records, model=model, adapter=adapter, labels=LABELS, mode=mode, top=3, max_new_tokens=6,
+                        tensor_parallel=tensor, device="cpu", dtype="float32", date="26 Jul 2024")  # fmt: skip
+        rows += [
+            [mode, answer.id, answer.top(3), answer.text, [e.get("logprob") for e in answer.ranking]]
+            for answer in found
+        ]
+    if parallel.first():
+        write_json(out, rows)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoder_that_ranks_hold_together_answers_as_one(
+    models: dict[bool, Path], pairs: Path, tmp_path: Path, tied: bool
+) -> None:
+    """In every mode: exact ranks, lists and free text, with an adapter; on twice two ranks the cases are shared out too."""
+    trained(models[tied], pairs, tmp_path / "run", lr=0.02)
+    words = models[tied], tmp_path / "run/adapter"
+    asked(*words, tmp_path / "one.json", None)
+    on_ranks(4, asked, *words, tmp_path / "four.json", 2)
+    one, four = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "four.json"))
+    assert len(one) == 15
+    for mine, theirs in zip(four, one, strict=True):
+        assert mine[:4] == theirs[:4]
+        assert mine[4] == pytest.approx(theirs[4], rel=1e-5)
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------
+
+LARGE = {
+    "70B": ({"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+            70_553_706_496),
+    "405B": ({"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128},
+             405_853_388_800),
+}  # fmt: skip
+"""Llama 3.1's shapes, and how many parameters are published for them."""
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_model_is_planned_without_its_weights(name: str, tmp_path: Path) -> None:
+    shape, parameters = LARGE[name]
+    config = {"model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8, "torch_dtype": "bfloat16", **shape}
+    write_json(tmp_path / "config.json", config)
+    decoder = load_decoder(tmp_path, device="meta")
+    lora.attach(decoder.network, "all-linear", rank=16, alpha=32)
+    adapter = sum(p.numel() for n, p in decoder.network.named_parameters() if ".lora_" in n)
+    found = plans(decoder, 8192, None)
+    for ranks in (8, 16):
+        row = found[f"on_{ranks}_gpus"]
+        assert row["weights_bytes"] == 2 * parameters // ranks
+        assert row["adapter_bytes"] + row["gradient_and_optimiser_bytes"] == pytest.approx(
+            16 * adapter / ranks, rel=1e-6
+        )
+        assert row["total_bytes"] == sum(value for key, value in row.items() if key != "total_bytes")
+    fits = {"70B": ("on_8_gpus", 80e9), "405B": ("on_16_gpus", 141e9)}[name]
+    assert found[fits[0]]["total_bytes"] < fits[1]
+    together = plans(decoder, 8192, None, 8)["on_each_of_8_gpus"]
+    assert together["weights_bytes"] == pytest.approx(2 * parameters / 8, rel=1e-3)
+    assert adapter * 4 / 8 < together["adapter_bytes"] < adapter * 4
+
+
+def test_a_dry_run_prints_the_plan_from_the_shapes_alone(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(models[True] / name, tmp_path / name)
+    settings = run_settings(model=str(tmp_path), pairs=str(pairs), out=str(tmp_path / "run"), shard=True)
+    found = align(settings, dry_run=True)
+    assert found["on_2_gpus"]["weights_bytes"] == pytest.approx(found["weights_bytes"] / 2, abs=1)
+    together = align(replace(settings, shard=False, tensor_parallel=2), dry_run=True)["on_each_of_2_gpus"]
+    assert found["weights_bytes"] / 2 < together["weights_bytes"] < found["weights_bytes"] * 0.51
+    assert not (tmp_path / "run").exists()
