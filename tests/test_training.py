@@ -92,9 +92,9 @@ def test_freed_memory_is_kept_unless_activations_are_computed_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recompute: bool
 ) -> None:
     kept: list[bool] = []
-    monkeypatch.setattr("mint.training.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr("mint.training.keep_freed_memory", kept.append)
     trainer_of(model, tmp_path, 1, recompute=recompute)
-    assert kept == [True] * (not recompute)
+    assert kept == [not recompute]
 
 
 def test_supervised_training_never_computes_a_rejected_answer(model: Path, tmp_path: Path) -> None:

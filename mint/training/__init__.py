@@ -65,9 +65,8 @@ class Trainer:
     stopping: bool = False  # whether any rank was
 
     def __post_init__(self) -> None:
-        # activations are computed again where memory counts more than time: then what is freed goes back
-        if self.decoder.device.type == "cpu" and not self.decoder.network.model.recompute:
-            keep_freed_memory()
+        if self.decoder.device.type == "cpu":  # activations are computed again where memory counts more than time
+            keep_freed_memory(not self.decoder.network.model.recompute)
         layers = lora.adapted(self.decoder.network)
         self.weights = {
             f"{name}.{side}": getattr(layer, side) for name, layer in layers.items() for side in ("lora_A", "lora_B")
