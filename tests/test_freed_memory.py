@@ -19,7 +19,7 @@ def resident():
 
 keep_freed_memory({keep})
 before = resident()
-buffers = [torch.ones(1 << 18) for _ in range(64)]  # 64 MiB
+buffers = [torch.ones(1 << 22) for _ in range(4)]  # 64 MiB
 del buffers
 print(resident() - before)
 """
