@@ -87,6 +87,16 @@ def test_recomputing_activations_changes_nothing(model: Path, tmp_path: Path, ob
     assert all(torch.equal(gradients[name], found[name]) for name in gradients)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_freed_memory_is_kept_unless_activations_are_computed_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recompute: bool
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr("mint.training.keep_freed_memory", kept.append)
+    trainer_of(model, tmp_path, 1, recompute=recompute)
+    assert kept == [not recompute]
+
+
 def test_supervised_training_never_computes_a_rejected_answer(model: Path, tmp_path: Path) -> None:
     trainer = trainer_of(model, tmp_path, 4, objective="sft")
     found, gradients = accumulated(trainer)

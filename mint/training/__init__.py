@@ -65,8 +65,8 @@ class Trainer:
     stopping: bool = False  # whether any rank was
 
     def __post_init__(self) -> None:
-        if self.decoder.device.type == "cpu":
-            keep_freed_memory()
+        if self.decoder.device.type == "cpu":  # activations are computed again where memory counts more than time
+            keep_freed_memory(not self.decoder.network.model.recompute)
         layers = lora.adapted(self.decoder.network)
         self.weights = {
             f"{name}.{side}": getattr(layer, side) for name, layer in layers.items() for side in ("lora_A", "lora_B")

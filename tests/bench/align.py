@@ -5,6 +5,7 @@
 Each side runs in a process of its own, as a user would run it; they step about, and medians are compared. Memory is
 the peak above what is resident when the model is loaded. `gemm_share` is the part of the machine's own matrix-product
 rate that our step reaches, counting each token once, two products per frozen weight and two per vocabulary row.
+`--computing` times what each process computed, on one thread, which other users of a shared machine disturb less.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ SIZES: dict[str, dict[str, int]] = {
     "120M": _size(768, 12, 12, 4, 2816),
 }
 VOCABULARY, PAIRS, RANK, BETA = 32000, 4, 16, 0.1
+CLOCKS = {False: time.perf_counter, True: time.process_time}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -96,6 +98,9 @@ def peers(folder: Path, lengths: str, dtype: str, recompute: bool) -> tuple[Call
     adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, lora_dropout=0.0)
     trainer = ORPOTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=adapter)
     network = trainer.model.to(kind).train()  # pure bfloat16: the adapter too
+    if recompute:  # as its `train` does, which is not called here
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+        assert network.is_gradient_checkpointing
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
     batch = _trl_batch(lengths)
 
@@ -149,26 +154,26 @@ def needed(size: str, lengths: str) -> tuple[float, int]:
     return 4 * linear * tokens + attention + adapters + 4 * width * VOCABULARY * rows, tokens
 
 
-def compare(size: str, lengths: str, dtype: str, rounds: int, recompute: bool) -> dict[str, Any]:
+def compare(size: str, lengths: str, dtype: str, rounds: int, recompute: bool, computing: bool) -> dict[str, Any]:
     """Both sides step about, each in its own process, as a user would run it; the ratio of medians."""
     operations, tokens = needed(size, lengths)
     with tempfile.TemporaryDirectory() as place:
         folder = make(Path(place), size)
-        sides = {side: Side(side, folder, lengths, dtype, recompute) for side in ("ours", "peers")}
+        sides = {side: Side(side, folder, lengths, dtype, recompute, computing) for side in ("ours", "peers")}
         first = {name: side.step() for name, side in sides.items()}
         times: dict[str, list[float]] = {name: [] for name in sides}
-        rates = []
+        memory, rates = {}, []
         for _ in range(rounds):
             for name, side in sides.items():
-                times[name].append(side.step()["seconds"])
-            rates.append(gemm_rate(size, tokens, dtype))
-        last = {name: side.step() for name, side in sides.items()}
+                found = side.step()
+                times[name].append(found["seconds"])
+                memory[name] = int(found["peak"])
+            rates.append(gemm_rate(size, tokens, dtype, CLOCKS[computing]))
         for side in sides.values():
             side.close()
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    memory = {name: int(found["peak"]) for name, found in last.items()}
     return {
-        "bench": "align", "size": size, "lengths": lengths, "dtype": dtype, "recompute": recompute,
+        "bench": "align", "size": size, "lengths": lengths, "dtype": dtype, "recompute": recompute, "computing": computing,
         "loss_ours": first["ours"]["loss"], "loss_peers": first["peers"]["loss"],
         "seconds_ours": round(seconds["ours"], 3), "seconds_peers": round(seconds["peers"], 3),
         "time_ratio": round(seconds["ours"] / seconds["peers"], 3),
@@ -181,8 +186,9 @@ def compare(size: str, lengths: str, dtype: str, rounds: int, recompute: bool) -
 class Side:
     """One side in a process of its own, which makes a step when it is asked."""
 
-    def __init__(self, side: str, folder: Path, lengths: str, dtype: str, recompute: bool) -> None:
-        words = [sys.executable, __file__, "--child", side, str(folder), lengths, dtype, str(int(recompute))]
+    def __init__(self, side: str, folder: Path, lengths: str, dtype: str, recompute: bool, computing: bool) -> None:
+        words = [sys.executable, __file__, "--child", side, str(folder), lengths, dtype]
+        words += ["--recompute"] * recompute + ["--computing"] * computing
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -205,15 +211,15 @@ class Side:
         self.process.wait()
 
 
-def child(side: str, folder: str, lengths: str, dtype: str, recompute: str) -> None:
+def child(side: str, folder: str, lengths: str, dtype: str, recompute: bool, clock: Callable[[], float]) -> None:
     """Steps on request; the peak is counted from what is resident before the first."""
-    step, _ = {"ours": ours, "peers": peers}[side](Path(folder), lengths, dtype, bool(int(recompute)))
+    step, _ = {"ours": ours, "peers": peers}[side](Path(folder), lengths, dtype, recompute)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = clock()
         loss = step()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         found = {"loss": loss, "seconds": seconds, "peak": int(peak.split()[1]) * 1024 - before}
         print(json.dumps(found), flush=True)
@@ -221,20 +227,24 @@ def child(side: str, folder: str, lengths: str, dtype: str, recompute: str) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--child", nargs=5)
+    parser.add_argument("--child", nargs=4)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--lengths", nargs="+", default=["512/64/64", "256/128/128"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--computing", action="store_true")
     words = parser.parse_args()
+    if words.computing:
+        torch.set_num_threads(1)
     if words.child:
-        child(*words.child)
+        child(*words.child, recompute=words.recompute, clock=CLOCKS[words.computing])
         return
     for size in words.sizes:
         for lengths in words.lengths:
             for dtype in words.dtypes:
-                print(json.dumps(compare(size, lengths, dtype, words.rounds, words.recompute)), flush=True)
+                line = compare(size, lengths, dtype, words.rounds, words.recompute, words.computing)
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

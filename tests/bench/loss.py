@@ -74,20 +74,21 @@ def compare(words: argparse.Namespace, dtype: str, pairs: int) -> dict[str, Any]
     hidden, head, labels = inputs(words, dtype)
     times: dict[str, list[float]] = {name: [] for name in (*SIDES, "forward")}
     losses = {}
-    for at in range(words.rounds + 1):
+    clock = time.process_time if words.computing else time.perf_counter
+    for side in SIDES.values():
+        _warm(side, dtype, pairs)
+    for _ in range(words.rounds):
         for name, side in SIDES.items():
             hidden.grad = None
-            start = time.perf_counter()
+            start = clock()
             loss = side(hidden, head, labels, pairs)
             loss.backward()  # type: ignore[no-untyped-call]
             losses[name] = loss.item()
-            if at:
-                times[name].append(time.perf_counter() - start)
-        start = time.perf_counter()
+            times[name].append(clock() - start)
+        start = clock()
         with torch.no_grad():
             ours(hidden, head, labels, pairs)
-        if at:
-            times["forward"].append(time.perf_counter() - start)
+        times["forward"].append(clock() - start)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     memory = {name: _memory(words, name, dtype, pairs) for name in SIDES}
     return {
@@ -102,6 +103,12 @@ def compare(words: argparse.Namespace, dtype: str, pairs: int) -> dict[str, Any]
     }  # fmt: skip
 
 
+def _warm(side: Side, dtype: str, pairs: int) -> None:
+    """Imports and thread pools, by a small call."""
+    small = argparse.Namespace(width=32, vocabulary=64, positions=8 * pairs)
+    side(*inputs(small, dtype), pairs).backward()  # type: ignore[no-untyped-call]
+
+
 def _memory(words: argparse.Namespace, side: str, dtype: str, pairs: int) -> int:
     sizes = [str(x) for x in (words.width, words.vocabulary, words.positions)]
     line = [sys.executable, __file__, "--child", side, dtype, str(pairs), *sizes]
@@ -111,8 +118,7 @@ def _memory(words: argparse.Namespace, side: str, dtype: str, pairs: int) -> int
 def child(side: str, dtype: str, pairs: str, width: str, vocabulary: str, positions: str) -> None:
     words = argparse.Namespace(width=int(width), vocabulary=int(vocabulary), positions=int(positions))
     data = inputs(words, dtype)
-    small = argparse.Namespace(width=32, vocabulary=64, positions=8 * int(pairs))
-    SIDES[side](*inputs(small, dtype), int(pairs)).backward()  # type: ignore[no-untyped-call]  # imports and pools
+    _warm(SIDES[side], dtype, int(pairs))
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     Path("/proc/self/clear_refs").write_text("5")
     SIDES[side](*data, int(pairs)).backward()  # type: ignore[no-untyped-call]
@@ -129,7 +135,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="+", default=[4, 1])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--computing", action="store_true")
     words = parser.parse_args()
+    if words.computing:
+        torch.set_num_threads(1)
     if words.child:
         child(*words.child)
         return

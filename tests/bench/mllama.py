@@ -165,6 +165,7 @@ def compare(folder: Path, options: argparse.Namespace, tower: str) -> dict[str, 
     line |= {f"loss_{name}": round(loss, 5) for name, loss in losses.items()}
     line |= {f"seconds_{name}": round(value, 3) for name, value in seconds.items()}
     line["time_ratio"] = round(seconds["ours"] / seconds["peers"], 3)
+    line |= {f"cpu_{name}": round(value, 3) for name, value in cpu.items()}
     line["cpu_ratio"] = round(cpu["ours"] / cpu["peers"], 3)
     if memory:
         line |= {f"memory_{name}": value for name, value in memory.items()}
