@@ -112,10 +112,9 @@ def read_json(path: str | Path, error: Callable[[str], MintError] = ConfigError,
         raise error(f"{path}: cannot be read ({fault.strerror})") from fault
     except json.JSONDecodeError as fault:
         raise error(f"{path}:{fault.lineno}:{fault.colno}: not JSON ({fault.msg})") from fault
-    except (
-        ValueError,
-        RecursionError,
-    ) as fault:  # not UTF-8, a number of thousands of digits, nested too deeply, half a letter
+    except UnicodeEncodeError:
+        raise error(f"{path}: holds half of a surrogate pair, which is no character; write whole ones") from None
+    except (ValueError, RecursionError) as fault:  # not UTF-8, a number of thousands of digits, nested too deeply
         raise error(f"{path}: not JSON ({type(fault).__name__})") from fault
 
 
