@@ -94,17 +94,18 @@ class Told:
         """Systems and ceilings, in percent, each system with its 95 % interval."""
         rows = [f"{'':32}" + "".join(f"{head:>22}" for head in _COLUMNS.values())]
         for name, report in self.reports.items():
-            cells = (_cell(report.metrics[key], report.intervals[key]) for key in _COLUMNS)
+            cells = (cell(report.metrics[key], report.intervals[key]) for key in _COLUMNS)
             rows.append(f"{name:32}" + "".join(f"{cell:>22}" for cell in cells))
         for name, best in self.ceilings.items():
-            rows.append(f"{name:32}" + "".join(f"{_cell(best[key]):>22}" for key in _COLUMNS))
+            rows.append(f"{name:32}" + "".join(f"{cell(best[key]):>22}" for key in _COLUMNS))
         return rows
 
 
 _COLUMNS = {"top_1": "top-1, %", "top_10": "top-10, %"}
 
 
-def _cell(value: float, between: tuple[float, float] | None = None) -> str:
+def cell(value: float, between: tuple[float, float] | None = None) -> str:
+    """A share in percent, with its interval if it has one."""
     if between is None:
         return f"{100 * value:.1f}{'':14}"
     return f"{100 * value:.1f} ({100 * between[0]:.1f} to {100 * between[1]:.1f})"

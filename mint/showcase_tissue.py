@@ -32,8 +32,8 @@ from .progress import progress, say
 from .prompts import default_template, prompt_messages
 from .report import write_report
 from .report.cases import shown_cases
+from .showcase import cell, teacher_predictions
 from .showcase import newest as newest_run
-from .showcase import teacher_predictions
 from .training.runs import check_new, holds_run, read_metrics
 from .types import Prediction, Record, Report
 
@@ -86,16 +86,11 @@ class Told:
         """Systems in percent, each with its 95 % interval, then the places."""
         rows = [f"{'':12}" + "".join(f"{head:>26}" for head in _COLUMNS.values())]
         rows += [
-            f"{name:12}" + "".join(f"{_cell(report, key):>26}" for key in _COLUMNS)
+            f"{name:12}" + "".join(f"{cell(report.metrics[key], report.intervals[key]):>26}" for key in _COLUMNS)
             for name, report in self.reports.items()
         ]
         places = [f"{what + ':':13}{where}" for what, where in self.places().items()]
         return "\n".join([*rows, "", *places, f"next:        {self.next}"])
-
-
-def _cell(report: Report, key: str) -> str:
-    low, high = report.intervals[key]
-    return f"{100 * report.metrics[key]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def tell(

@@ -70,7 +70,7 @@ def test_transformers_opens_the_teacher_and_gives_the_same_scores() -> None:
 
 
 def test_the_writer_of_the_base_s_texts_knows_three_quarters_of_the_findings_and_nothing_false() -> None:
-    known, whole = student.half_table(), population()
+    known, whole = student.known_table(), population()
     names = {term: whole.present[:, column] for term, column in whole.column.items()}
     listed = sum(int((share > whole.rates.body_background).sum()) for share in names.values())
     told = 0
@@ -82,7 +82,7 @@ def test_the_writer_of_the_base_s_texts_knows_three_quarters_of_the_findings_and
 
 
 def test_the_writer_thinks_first_of_familiar_diseases() -> None:
-    first = [student.half_known(patient)[0] for patient in draw_patients(200, 12)]
+    first = [student.partly_known(patient)[0] for patient in draw_patients(200, 12)]
     familiar = {name for name, known in zip(classes(), student.fame(), strict=True) if known > 0}
     assert sum(name in familiar for name in first) > 0.75 * len(first)
 
@@ -99,7 +99,7 @@ def test_conversations_repeat_and_list_ten_different_diseases() -> None:
     once, again = (list(student.conversations(4, 11)) for _ in range(2))
     assert once == again
     for patient in draw_patients(5, 11):
-        listed = student.half_known(patient)
+        listed = student.partly_known(patient)
         assert len(set(listed)) == 10
         assert set(listed) <= set(classes())
 

@@ -108,11 +108,11 @@ def test_captions_name_the_tissue_or_describe_the_tile_or_both() -> None:
 
 def test_the_writer_of_the_base_s_lists_is_better_than_chance_and_far_from_right() -> None:
     records = list(draw_tissue_cases(400, 6, "validation"))
-    first = np.mean([tissue_student.half_known(record, sway=0.0)[0] == record.label for record in records])
+    first = np.mean([tissue_student.partly_known(record, sway=0.0)[0] == record.label for record in records])
     assert 0.3 < first < 0.6  # chance is 1 in 19
-    lists = [tissue_student.half_known(record) for record in records]
+    lists = [tissue_student.partly_known(record) for record in records]
     assert all(len(set(listed)) == tissue_student.LISTED and set(listed) <= set(tissues()) for listed in lists)
-    assert lists == [tissue_student.half_known(record) for record in records]
+    assert lists == [tissue_student.partly_known(record) for record in records]
 
 
 def test_a_base_that_describes_a_tile_is_not_told_its_tissue() -> None:

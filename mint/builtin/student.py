@@ -121,12 +121,12 @@ def conversations(count: int, seed: int, listed: int = LISTED) -> Iterator[tuple
     """Prompt and answer of new patients, who are asked for one to `listed` names."""
     for patient in draw_patients(count, seed, "train"):
         k = 1 + patient.seed % listed
-        yield prompt_messages(patient.record(), "note", k=k), answer_text(half_known(patient)[:k], "disease")
+        yield prompt_messages(patient.record(), "note", k=k), answer_text(partly_known(patient)[:k], "disease")
 
 
-def half_known(patient: Patient) -> list[str]:
+def partly_known(patient: Patient) -> list[str]:
     """The list of one who has read the note and knows a share of the findings of each disease."""
-    known, found = half_table(), patient.findings
+    known, found = known_table(), patient.findings
     stated, denied = (frozenset(t for t in terms if t in known.column) for terms in (found.stated, found.denied))
     seen = Findings(found.shown, found.mentioned, stated, denied)
     score = known.log_posterior(seen, note=True, image=False)
@@ -135,7 +135,7 @@ def half_known(patient: Patient) -> list[str]:
 
 
 @cache
-def half_table(seed: int = 0) -> Population:
+def known_table(seed: int = 0) -> Population:
     """The table with a share of each disease's findings; the others happen in it by chance alone."""
     rng = np.random.default_rng([_SEED, seed])
     known = []
@@ -179,7 +179,7 @@ def _give_meaning(network: Llama, tokenizer: Any, told: int, seed: int) -> None:
     counts = torch.full((len(vectors), len(rows)), 0.5)  # half a note of each, so that rare tokens say little
     for patient in draw_patients(told, _SEED + 77 + seed, "train"):
         ids = torch.tensor(tokenizer.encode(patient.record().note, add_special_tokens=False).ids).unique()
-        for place, name in enumerate(half_known(patient)[:3]):
+        for place, name in enumerate(partly_known(patient)[:3]):
             counts[ids, rows[name]] += 0.6**place
     words, strengths, names = associations(counts)
     half = min(vectors.shape[1] // 2, len(strengths))

@@ -163,10 +163,10 @@ def conversation(record: Record, describing: bool) -> tuple[list[Message], str]:
     if describing:
         return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DESCRIBE}]}], record.note
     messages = prompt_messages(record, "image", kind="tissue", k=LISTED)
-    return messages, answer_text(half_known(record), "tissue")
+    return messages, answer_text(partly_known(record), "tissue")
 
 
-def half_known(record: Record, sway: float = SWAY) -> list[str]:
+def partly_known(record: Record, sway: float = SWAY) -> list[str]:
     """The list of one who knows of every tissue the facts `KNOWN` alone."""
     drawn: Any = record.image
     facts = tile_facts(drawn.tissue, drawn.seed)
