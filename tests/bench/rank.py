@@ -217,10 +217,18 @@ def search(decoder: Decoder, prompt: list[int], answers: list[list[int]], words:
     }  # fmt: skip
 
 
+def note_of(decoder: Decoder, tokens: int) -> list[dict[str, str]]:
+    """A conversation of so many tokens, or the few more of the last word."""
+    note = ""
+    while len(decoder.tokenizer.chat_ids([{"role": "user", "content": note}], generate=True)) < tokens:
+        note += " and short"
+    return [{"role": "user", "content": note}]
+
+
 def lists(decoder: Decoder, model: Any, names: Sequence[str], words: Any) -> dict[str, Any]:
     """List mode against `generate` with the same trie as its prefix function."""
     known, k = LabelSet(names), 10
-    messages = [{"role": "user", "content": "A note of some words. " * (words.prompt // 8)}]
+    messages = note_of(decoder, words.prompt)
     lister, parts = Lister(decoder, known), lines_of(decoder.tokenizer, known.labels, "disease")
     prompt = decoder.tokenizer.chat_ids(messages, generate=True)
     numbers = [decoder.tokenizer.encode(f"{place}.") for place in range(2, k + 1)]
