@@ -26,7 +26,7 @@ from .decoders.branches import Token, read
 from .decoders.heads import edge_logp, head_weight, logits_of
 from .decoders.trunks import Trunks
 from .labels import LabelSet
-from .tries import ROOT, Ints, Trie, build_trie
+from .tries import ROOT, Ints, Texts, Trie, build_trie
 from .types import Message, Prediction
 
 AHEAD = 12
@@ -57,8 +57,8 @@ class Lines:
 def lines_of(tokenizer: ChatTokenizer, names: tuple[str, ...], kind: str) -> Lines:
     """The parts of a list of these names."""
     end = tokenizer.special("<|eot_id|>")
-    inside = build_trie(tokenizer.encode_all([f" {name.strip()}\n" for name in names]))
-    last = build_trie([[*ids, end] for ids in tokenizer.encode_all([f" {name.strip()}" for name in names])])
+    inside = build_trie(Texts.of(tokenizer.encode_all(f" {name.strip()}\n" for name in names)))
+    last = build_trie(Texts.of([*ids, end] for ids in tokenizer.encode_all(f" {name.strip()}" for name in names)))
     start = tokenizer.encode(heading(kind) + line_start(1).rstrip(" "))
     tries = inside, last
     through = inside.texts_below(), last.texts_below()

@@ -44,7 +44,7 @@ from mint.listing import Lister, lines_of  # noqa: E402
 from mint.scoring import Layout, Ranker  # noqa: E402
 from mint.search import best_first  # noqa: E402
 from mint.trees import Text, token_tree  # noqa: E402
-from mint.tries import build_trie  # noqa: E402
+from mint.tries import Texts, build_trie  # noqa: E402
 
 TINY = {
     "hidden_size": 128,
@@ -77,7 +77,7 @@ def answers_of(decoder: Decoder, names: Sequence[str], words: Any) -> list[list[
     """The ids of each label with its end: the names', or random ones that share nothing."""
     end = decoder.tokenizer.special("<|eot_id|>")
     if names:
-        return [[*ids, end] for ids in decoder.tokenizer.encode_all(list(names))]
+        return [[*ids, end] for ids in decoder.tokenizer.encode_all(names)]
     drawn = torch.Generator().manual_seed(1)
     firsts = torch.randperm(VOCABULARY - 400, generator=drawn)[: words.labels].tolist()
     rest = torch.randint(400, VOCABULARY, (words.labels, words.label_tokens - 1), generator=drawn).tolist()
@@ -87,7 +87,7 @@ def answers_of(decoder: Decoder, names: Sequence[str], words: Any) -> list[list[
 def ranker_of(decoder: Decoder, answers: list[list[int]]) -> Ranker:
     """A ranker of labels that are given as ids."""
     ranker = Ranker(decoder, [str(n) for n in range(len(answers))])
-    layout = Layout((), build_trie(answers), torch.tensor([len(answer) for answer in answers]))
+    layout = Layout((), build_trie(Texts.of(answers)), torch.tensor([len(answer) for answer in answers]))
     object.__setattr__(ranker, "layout", layout)
     return ranker
 
