@@ -29,6 +29,9 @@ from mint.labels import read_labels  # noqa: E402
 from mint.scoring import Ranker  # noqa: E402
 
 WORDS = [
+    *("muscular", "spinal", "ocular", "renal", "cardiac", "familial", "juvenile", "early", "late", "severe"),
+    *("mild", "dysplasia", "ataxia", "anemia", "with", "and"),
+]
     "muscular",
     "spinal",
     "ocular",
