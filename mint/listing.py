@@ -39,11 +39,12 @@ LEAST = 0.1
 class Lines:
     """The tokens of an answer's parts: its start up to the first number, the numbers, and the names as they end lines.
 
-    A line is cut after its number and before the space, and after its end: a tokenizer that splits words by spaces makes
-    the same tokens of the parts as of the whole.
+    A line is cut where the tokenizer cuts it, after its number and before the space or after the space, and after its
+    end: then the parts have the same tokens as the whole.
     """
 
     start: list[int]
+    gap: str  # what a number ends with: nothing, or the space where its token has it
     inside: Trie  # names with a line end after them
     last: Trie  # names with the end of the turn after them
     through: tuple[Ints, Ints]  # how many names go through each node of the two
@@ -56,13 +57,19 @@ class Lines:
 @lru_cache(maxsize=8)
 def lines_of(tokenizer: ChatTokenizer, names: tuple[str, ...], kind: str) -> Lines:
     """The parts of a list of these names."""
-    end = tokenizer.special("<|eot_id|>")
-    inside = build_trie(Texts.of(tokenizer.encode_all(f" {name.strip()}\n" for name in names)))
-    last = build_trie(Texts.of([*ids, end] for ids in tokenizer.encode_all(f" {name.strip()}" for name in names)))
-    start = tokenizer.encode(heading(kind) + line_start(1).rstrip(" "))
+    end, bare, number = (
+        tokenizer.special("<|eot_id|>"),
+        line_start(1).rstrip(),
+        tokenizer.encode(line_start(1).rstrip()),
+    )
+    gap = "" if tokenizer.encode(line_start(1) + "A")[: len(number)] == number else " "
+    texts = [f"{' ' if not gap else ''}{name.strip()}" for name in names]
+    inside = build_trie(Texts.of(tokenizer.encode_all(f"{text}\n" for text in texts)))
+    last = build_trie(Texts.of([*ids, end] for ids in tokenizer.encode_all(texts)))
+    start = tokenizer.encode(heading(kind) + bare + gap)
     tries = inside, last
     through = inside.texts_below(), last.texts_below()
-    return Lines(start, *tries, through, names=(inside.text_at(), last.text_at()))
+    return Lines(start, gap, *tries, through, names=(inside.text_at(), last.text_at()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ class _Form:
         token = place.token.then([own], line)
         if trie.end[node] > node + 1:
             return replace(place, token=token, node=node, name=(*place.name, own))
-        number = [] if is_last else self.tokenizer.encode(line_start(line + 2).strip())
+        number = [] if is_last else self.tokenizer.encode(line_start(line + 2).strip() + self.lines.gap)
         return _Place(token.then(number), (*place.chosen, int(self.lines.names[is_last][node])))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from .answers import parse_answer
 from .decoders import Decoder
 from .errors import ConfigError, RecordError
 from .images import nothing_to_see, open_image
@@ -25,6 +26,8 @@ from .training.batches import IMAGE_WORD
 from .types import Message, Prediction, Record
 
 MODES = ("rank", "list", "text")
+LISTED = 10
+"""Names that a prompt asks for, unless told otherwise."""
 NOTHING_KNOWN = "Nothing is known of this case."
 """The note of the empty case, after which the prior of a label is taken; its image is plain grey."""
 
@@ -91,17 +94,28 @@ class Questioner:
         prior = asked if self.normalise == "prior" else None
         return Ranker(self.decoder, self._names(), self.normalise, self.opening, prior, self.alone)
 
+    @property
+    def asked(self) -> int:
+        """How many names the prompt asks for. In rank mode `top` is only how many are shown, and changes no probability."""
+        return LISTED if self.mode == "rank" else self.top or LISTED
+
     def _names(self) -> tuple[str, ...]:
         return () if self.known is None else self.known.labels
 
     def _write(self, case: Put) -> Prediction:
         if self.mode == "list" and self.known is not None:
-            return Lister(self.decoder, self.known, self.kind).write(
-                case.id, case.messages, self.top or 10, case.images
-            )
+            return Lister(self.decoder, self.known, self.kind).write(case.id, case.messages, self.asked, case.images)
         ids = self.decoder.tokenizer.chat_ids(case.messages, generate=True)
         answer = self.decoder.generate([ids], self.max_new_tokens, images=[case.images])[0]
-        return Prediction(case.id, text=self.decoder.tokenizer.decode(answer))
+        text = self.decoder.tokenizer.decode(answer)
+        return Prediction(case.id, self.named(text), text)
+
+    def named(self, text: str) -> tuple[dict[str, Any], ...]:
+        """The names of a free text, each once; with a closed set alone can they be told, and told from what is outside."""
+        if self.known is None:
+            return ()
+        found = {entry.label or entry.text: entry.label for entry in parse_answer(text, self.known)}
+        return tuple({"label": name} if label else {"label": name, "outside": True} for name, label in found.items())
 
     def _put_all(self, records: Iterable[Record], skipped: list[str] | None) -> Iterator[Put]:
         for record in records:
@@ -134,7 +148,7 @@ class Questioner:
             record,
             self.modality,
             kind=self.kind,
-            k=self.top or 10,
+            k=self.asked,
             template=self.template,
             labels=self._names(),
             passages=[passage.text for passage in passages],
@@ -178,7 +192,7 @@ class Questioner:
         if self.mode == "rank":
             return self.context - len(self.ranker.layout.opening) - int(self.ranker.layout.lengths.max())
         lengths = sorted(map(len, self.decoder.tokenizer.encode_all(self._names())), reverse=True)
-        return self.context - sum(length + 6 for length in lengths[: self.top or 10]) - 16
+        return self.context - sum(length + 6 for length in lengths[: self.asked]) - 16
 
 
 def _opened(record: Record) -> Any:

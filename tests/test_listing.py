@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from mint import listing
 from mint.answers import answer_text, parse_answer
+from mint.chat import ChatTokenizer
 from mint.decoders import Decoder, load_decoder
 from mint.decoders.trunks import Trunks
 from mint.labels import LabelSet
 from mint.listing import Lister, lines_of
+from mint.tokens import learn_chat_tokenizer
 
 LABELS = (
     "Kabuki syndrome",
@@ -26,6 +28,7 @@ LABELS = (
     "日本病",
     "(odd",
 )
+NAMES = ("Kabuki syndrome", "Noonan syndrome")
 CASE = [{"role": "user", "content": "Short stature, ptosis."}]
 
 
@@ -138,3 +141,15 @@ def test_a_tissue_list_has_its_own_heading(decoder: Decoder) -> None:
     answer = Lister(decoder, LabelSet(["Colon", "Lung"]), "tissue").write("a", CASE, 2)
     assert (answer.text or "").startswith("POTENTIAL_TISSUES:\n1. ")
     assert torch.tensor([entry["logprob"] for entry in answer.ranking]).isfinite().all()
+
+
+def test_a_list_has_the_tokens_that_the_same_text_has(decoder: Decoder) -> None:
+    """Whether a token holds the space after a number or the space before a name: a model reads what it was trained on."""
+    phrases = learn_chat_tokenizer(["a b c"], 600, ["POTENTIAL_DISEASES:", *(f"{n}. " for n in range(1, 10)), *NAMES])
+    for tokenizer in (decoder.tokenizer, ChatTokenizer(phrases, (0,), "")):
+        lines = lines_of(tokenizer, NAMES, "disease")
+        inside, last = ([lines.trie(end).token[lines.trie(end).path(int(leaf))].tolist() for leaf in lines.trie(end).leaf]
+                        for end in (False, True))  # fmt: skip
+        number = tokenizer.encode(f"2.{lines.gap}")
+        whole = tokenizer.encode(answer_text(NAMES, "disease"))
+        assert [*lines.start, *inside[0], *number, *last[1][:-1]] == whole

@@ -15,7 +15,7 @@ from ..files import held, read_json, replacing, write_json
 from ..types import Prediction
 from .predictions import prediction_row, read_predictions
 
-COLUMNS = ("id", "place", "label", "logprob", "probability", "text", "passages")
+COLUMNS = ("id", "place", "label", "logprob", "probability", "outside", "text", "passages")
 
 
 class Output:
@@ -96,7 +96,7 @@ def csv_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
         passages = " | ".join(prediction.passages)
         shown: list[Mapping[str, Any]] = list(prediction.ranking) or [{}]
         for place, entry in enumerate(shown, start=1):
-            numbers = (entry.get(key, "") for key in ("label", "logprob", "probability"))
+            numbers = (entry.get(key, "") for key in ("label", "logprob", "probability", "outside"))
             yield _csv((prediction.id, place, *numbers, prediction.text or "", passages))
 
 
@@ -108,10 +108,15 @@ def _csv(cells: Iterable[Any]) -> str:
 
 def table(prediction: Prediction) -> str:
     """One prediction for a person."""
-    if not prediction.ranking:
-        return prediction.text or ""
+    if not any("probability" in entry for entry in prediction.ranking):
+        return "\n".join([prediction.text or "", *outside(prediction.ranking)])
     rows = enumerate(prediction.ranking, 1)
     return "\n".join(f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in rows)
+
+
+def outside(ranking: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each name of a free text that is no label of the closed set."""
+    return [f"outside the set: {entry['label']}" for entry in ranking if entry.get("outside")]
 
 
 def printed(predictions: Iterable[Prediction], form: str) -> Iterator[Any]:

@@ -32,23 +32,6 @@ WORDS = [
     *("muscular", "spinal", "ocular", "renal", "cardiac", "familial", "juvenile", "early", "late", "severe"),
     *("mild", "dysplasia", "ataxia", "anemia", "with", "and"),
 ]
-    "muscular",
-    "spinal",
-    "ocular",
-    "renal",
-    "cardiac",
-    "familial",
-    "juvenile",
-    "early",
-    "late",
-    "severe",
-    "mild",
-    "dysplasia",
-    "ataxia",
-    "anemia",
-    "with",
-    "and",
-]
 CASE = [{"role": "user", "content": "Short stature, ptosis."}]
 TINY = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1, "std": 0.5}
 
