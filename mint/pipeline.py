@@ -270,12 +270,13 @@ def predict(
     whose answers are lists: in rank mode a label is then scored as the first name, or with `alone` as the only one. With
     `tensor_parallel` so many ranks hold the decoder together.
     """
-    decoder = model if isinstance(model, Decoder) else _answering(model, adapter, tensor_parallel, **loading)
+    known = closed_set(labels)  # what is small is read before the decoder, so that its faults cost no wait
     if isinstance(retrieve, str | Path):
         retrieve = open_retriever(retrieve, retriever, str(loading.get("device", "auto")))
+    decoder = model if isinstance(model, Decoder) else _answering(model, adapter, tensor_parallel, **loading)
     questioner = Questioner(
         decoder,
-        closed_set(labels),
+        known,
         mode=mode,
         modality=modality,
         kind=kind,

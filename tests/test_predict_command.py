@@ -179,6 +179,16 @@ def test_passages_stand_before_the_case_and_in_the_prediction(words: list[str], 
     assert found[3]["passages"] == ["omim.txt#1: Noonan: webbed neck, short stature."]
     assert found[0]["ranking"][0]["logprob"] != pytest.approx(plain[0]["ranking"][0]["logprob"], abs=1e-3)
     assert "passages" not in plain[0]
+    one = run(
+        "--note", next(iter(NOTES.values())), *words, "--retrieve", str(tmp_path / "book"), "--passages", "1"
+    ).stdout
+    assert one.splitlines()[-1] == "after other.md#1: Kabuki: arched eyebrows."
+
+
+def test_a_wrong_set_is_refused_before_the_model_is_loaded(words: list[str], tmp_path: Path) -> None:
+    result = run("--note", "Short.", *words, "--labels", str(tmp_path / "nothere.txt"))
+    assert result.exit_code == 2
+    assert "loading" not in result.output
 
 
 @pytest.mark.parametrize("mode", ["rank", "list", "text"])

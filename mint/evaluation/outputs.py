@@ -16,6 +16,7 @@ from ..types import Prediction
 from .predictions import prediction_row, read_predictions
 
 COLUMNS = ("id", "place", "label", "logprob", "probability", "outside", "text", "passages")
+_WIDTH = 100  # characters of a passage in a table
 
 
 class Output:
@@ -107,11 +108,17 @@ def _csv(cells: Iterable[Any]) -> str:
 
 
 def table(prediction: Prediction) -> str:
-    """One prediction for a person."""
-    if not any("probability" in entry for entry in prediction.ranking):
-        return "\n".join([prediction.text or "", *outside(prediction.ranking)])
-    rows = enumerate(prediction.ranking, 1)
-    return "\n".join(f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in rows)
+    """One prediction for a person, with the passages that stood before the case."""
+    entries = prediction.ranking
+    if any("probability" in entry for entry in entries):
+        lines = [f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in enumerate(entries, 1)]
+    else:
+        lines = [prediction.text or "", *outside(entries)]
+    return "\n".join([*lines, *(f"after {_shortened(passage)}" for passage in prediction.passages)])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
 
 
 def outside(ranking: Iterable[Mapping[str, Any]]) -> list[str]:
