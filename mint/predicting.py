@@ -13,6 +13,7 @@ from typing import Any
 
 from .answers import parse_answer
 from .decoders import Decoder
+from .encoders.encoder import in_batches
 from .errors import ConfigError, RecordError
 from .images import nothing_to_see, open_image
 from .jsonlines import refuse
@@ -28,6 +29,8 @@ from .types import Message, Prediction, Record
 MODES = ("rank", "list", "text")
 LISTED = 10
 """Names that a prompt asks for, unless told otherwise."""
+TEXTS = 16
+"""Cases whose texts are written side by side."""
 NOTHING_KNOWN = "Nothing is known of this case."
 """The note of the empty case, after which the prior of a label is taken; its image is plain grey."""
 
@@ -73,8 +76,12 @@ class Questioner:
     def answers(self, records: Iterable[Record], skipped: list[str] | None = None) -> Iterator[Prediction]:
         """The answer to each case, as it comes; with `skipped` a list, cases that cannot be asked are named there."""
         cases = self._put_all(records, skipped)
-        if self.mode != "rank":
-            yield from (replace(self._write(case), passages=_shown(case.passages)) for case in cases)
+        if self.mode == "text":
+            for group in in_batches(cases, TEXTS):
+                yield from self._texts(group)
+            return
+        if self.mode == "list":
+            yield from (replace(self._list(case), passages=_shown(case.passages)) for case in cases)
             return
         shown: deque[tuple[str, ...]] = deque()
 
@@ -102,13 +109,17 @@ class Questioner:
     def _names(self) -> tuple[str, ...]:
         return () if self.known is None else self.known.labels
 
-    def _write(self, case: Put) -> Prediction:
-        if self.mode == "list" and self.known is not None:
-            return Lister(self.decoder, self.known, self.kind).write(case.id, case.messages, self.asked, case.images)
-        ids = self.decoder.tokenizer.chat_ids(case.messages, generate=True)
-        answer = self.decoder.generate([ids], self.max_new_tokens, images=[case.images])[0]
-        text = self.decoder.tokenizer.decode(answer)
-        return Prediction(case.id, self.named(text), text)
+    def _list(self, case: Put) -> Prediction:
+        assert self.known is not None  # the mode needs the closed set
+        return Lister(self.decoder, self.known, self.kind).write(case.id, case.messages, self.asked, case.images)
+
+    def _texts(self, cases: Sequence[Put]) -> Iterator[Prediction]:
+        """Free text for some cases, written side by side."""
+        prompts = [self.decoder.tokenizer.chat_ids(case.messages, generate=True) for case in cases]
+        answers = self.decoder.generate(prompts, self.max_new_tokens, images=[case.images for case in cases])
+        for case, ids in zip(cases, answers, strict=True):
+            text = self.decoder.tokenizer.decode(ids)
+            yield Prediction(case.id, self.named(text), text, _shown(case.passages))
 
     def named(self, text: str) -> tuple[dict[str, Any], ...]:
         """The names of a free text, each once; with a closed set alone can they be told, and told from what is outside."""

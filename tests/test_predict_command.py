@@ -288,7 +288,7 @@ def test_text_mode_names_what_is_outside_the_set(
     decoder: Decoder, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"1. {NAMES[1].upper()}\n2. Borgia disease\n3. {NAMES[0]}\n4. {NAMES[1]}"
-    monkeypatch.setattr(Decoder, "generate", lambda *_, **__: [decoder.tokenizer.encode(text)])
+    monkeypatch.setattr(Decoder, "generate", lambda _, ids, *__, **___: [decoder.tokenizer.encode(text)] * len(ids))
     result = run(str(tmp_path / "cases.jsonl"), *words, "--mode", "text")
     wanted = [{"label": NAMES[1]}, {"label": "Borgia disease", "outside": True}, {"label": NAMES[0]}]
     assert [row["ranking"] for row in rows(result.stdout)] == [wanted] * len(NOTES)
