@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import parallel
+from ..transfer import sent
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q (N, H, d), k (N, K, d), v (N, K, d)) -> (N, H, d): who sees whom."""
@@ -175,7 +176,7 @@ class Rope:
 
     def __call__(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Angles of each token: (N,) -> cos and sin, each (N, 1, d / 2); computed in float32, then cast."""
-        self.inverse = self.inverse.to(position.device)
+        self.inverse = sent(self.inverse, position.device)
         angles = position[:, None, None] * self.inverse
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
