@@ -140,6 +140,7 @@ def test_a_step_on_text_waits_for_nothing(
         trainer.launch()
     assert sent == [11, 11]
     assert {"_fold_kernel", "_forward_kernel", "_backward_keys_kernel", "_ratio_kernel"} <= {*launched}
+    assert {"_norm_kernel", "_norm_back_kernel", "_turn_kernel", "_gate_kernel", "_gate_back_kernel"} <= {*launched}
 
 
 @pytest.mark.parametrize("targets", [FROZEN, "all-linear"])
