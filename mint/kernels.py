@@ -55,13 +55,19 @@ def token_logprob(
     low: Tensor | None = None,
     up: Tensor | None = None,
     tile: int | None = None,
+    skip: float = 0.0,
 ) -> Tensor:
     """log p(label) of each row: hidden (N, D), head (V, D), labels (N,) -> (N,) float32; the (N, V) logits never exist whole.
 
     logits = hidden headᵀ + bias + low upᵀ, where low (N, r) and up (V, r) carry a LoRA on the head. Differentiable in
     every float argument. `tile` is the number of vocabulary columns looked at together. Labels lie in 0..V-1.
+
+    With `skip` the gradients of hidden and low may leave out classes that together have at most this share of a row's
+    probability beside its label's: they are off by at most skip (1 - p) max |head[j]| (or up[j]) times the gradient of
+    log p, which itself stays exact. A processor leaves them out tile by tile; a GPU leaves out nothing.
     """
-    out: Tensor = _backend(hidden, "logprob").token_logprob(hidden, head, labels, bias=bias, low=low, up=up, tile=tile)
+    module = _backend(hidden, "logprob")
+    out: Tensor = module.token_logprob(hidden, head, labels, bias=bias, low=low, up=up, tile=tile, skip=skip)
     return out
 
 
