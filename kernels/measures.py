@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
-from . import between, reference
+from . import reference
 from .checks import DEVICE, GPU, checks, forest, normal
 from .timing import Line, Part, Rates, Side, compared, rates
 
@@ -74,9 +74,9 @@ def peers(hidden: Tensor, head: Tensor, labels: Tensor) -> dict[str, Side]:
     """TRL's and Liger's ways, where they are installed."""
     sides: dict[str, Side] = {}
     if find_spec("trl"):
+        given = hidden, head, None, labels, 1.0, 8192, None, 1.0, ()  # log p alone: no entropy, no other statistics
         sides["TRL chunked"] = with_gradient(
-            lambda: import_module("trl.kernels").ChunkedLogProbFunction.apply(hidden, head, None, labels, 1.0, 8192)[0],
-            hidden,
+            lambda: import_module("trl.kernels").ChunkedLogProbFunction.apply(*given)[0], hidden
         )
     if find_spec("liger_kernel"):
         fused = import_module("liger_kernel.chunked_loss").LigerFusedLinearORPOLoss(compiled=GPU)
@@ -190,20 +190,30 @@ def betweens(size: str, rate: Rates) -> Iterator[Line]:
     x, weight, gates, up = normal(n, width), normal(width), normal(n, inner), normal(n, inner)
     q, angles = normal(n, heads, d), normal(n, 1, d // 2)
     cos, sin = angles.cos(), angles.sin()
-    cases: list[tuple[str, tuple[Tensor, ...], int, Callable[[Any], Callable[..., Tensor]]]] = [
-        ("RMSNorm", (x,), 5, lambda how: lambda x: between.rms_norm(x, weight, 1e-5, how)),
-        ("SwiGLU", (gates, up), 4, lambda how: lambda a, b: between.swiglu(a, b, how)),
-        ("rotation", (q,), 4, lambda how: lambda q: between.rotate(q, cos, sin, how)),
+
+    def written_out(q: Tensor) -> Tensor:
+        left, right = q.chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+    cases: list[tuple[str, tuple[Tensor, ...], int, Callable[..., Tensor], Callable[..., Tensor]]] = [
+        (
+            "RMSNorm",
+            (x,),
+            5,
+            lambda x: kernels.rms_norm(x, weight, 1e-5),
+            lambda x: F.rms_norm(x, (width,), weight, 1e-5),
+        ),
+        ("SwiGLU", (gates, up), 4, kernels.swiglu, lambda a, b: F.silu(a) * b),
+        ("rotation", (q,), 4, lambda q: kernels.rotate(q, cos, sin), written_out),
     ]
-    ours = kernels._backend(x, "fused", between)
-    for name, given, passes, made in cases:
+    for name, given, passes, ours, plain in cases:
         leaves = [one.requires_grad_() for one in given]
         grad = torch.randn_like(leaves[0])
 
         def side(piece: Callable[..., Tensor], leaves: list[Tensor] = leaves, grad: Tensor = grad) -> Side:
             return lambda: torch.autograd.grad(piece(*leaves), leaves, grad)
 
-        sides = {"ours": side(made(ours)), "plain": side(made(between))}
+        sides = {"ours": side(ours), "written out": side(plain)}
         if find_spec("liger_kernel") and GPU and name != "rotation":
             functional = import_module("liger_kernel.transformers.functional")
             norm = partial(functional.liger_rms_norm, W=weight, eps=1e-5, in_place=False)

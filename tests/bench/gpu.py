@@ -64,7 +64,7 @@ def training(rank_at: int, lengths_at: int) -> Callable[[str, Rates], Iterator[L
         sides: dict[str, Side] = {"ours": our_step(attach(decoder_of(size), rank), pairs)}
         if peers("trl", "peft", "transformers", "datasets"):
             sides["TRL + PEFT"] = later(lambda: trl_step(theirs(size), pairs, rank))
-            if peers("liger_kernel") and DEVICE == "cuda":  # its kernels are Triton's
+            if rank_at == 0 and peers("liger_kernel") and DEVICE == "cuda":  # its kernels are Triton's
                 made = later(lambda: turning_with_liger(trl_step(with_liger(theirs(size)), pairs, rank)))
                 sides["TRL + PEFT + Liger"] = made
         floor = operations(size, lengths, len(pairs), rank) / rate["products"]
@@ -85,7 +85,7 @@ def seeing(trained: bool) -> Callable[[str, Rates], Iterator[Line]]:
             case = f"tower {'trained' if trained else 'cached'}, {'/'.join(map(str, size.lengths))}, r {RANK}"
             sides: dict[str, Side] = {"ours": seeing_step(decoder, size)}
             count = (size.pairs, "pairs")
-            yield from compared("vision training step", case, sides, floor, rounds=size.rounds, count=count)
+            yield from compared("vision step", case, sides, floor, rounds=size.rounds, count=count)
 
     return lines
 
@@ -213,11 +213,11 @@ MODEL_PARTS = {
     "step_256_long": Part(training(1, 0), 75),
     "step_16_short": Part(training(0, 1), 75),
     "step_256_short": Part(training(1, 1), 75),
-    "vision_cached": Part(seeing(False), 60),
-    "vision_trained": Part(seeing(True), 75),
     "decode": Part(decoding, 60),
     "prefill": Part(prefill, 45),
     "rank": Part(ranking, 45),
+    "vision_cached": Part(seeing(False), 60),
+    "vision_trained": Part(seeing(True), 60),
 }
 
 if __name__ == "__main__":

@@ -106,13 +106,13 @@ def seeing_operations(decoder: Decoder, size: VisionSize, trained: bool) -> floa
     network, vision = decoder.network, decoder.network.config.vision
     tiles, (prompt, *answers) = vision.max_num_tiles, size.lengths
     patches, tower = tiles * vision.patches, tiles * (vision.patches + vision.pads)
-    computed, edges = prompt + sum(answers) - 2, prompt - 2 + sum(answers)  # nothing follows an answer's last token
+    computed = prompt + sum(answers) - 2  # nothing follows an answer's last token; and an image is not predicted
     total = 0.0
     for name, layer in network.named_modules():
         if not isinstance(layer, torch.nn.Linear) or (not trained and "vision_model" in name):
             continue
         looks = name.endswith(("cross_attn.k_proj", "cross_attn.v_proj", "multi_modal_projector"))
-        tokens = edges if name == "lm_head" else tower if "vision_model" in name else patches if looks else computed
+        tokens = tower if "vision_model" in name else patches if looks else computed
         ways = 2 if name.endswith("multi_modal_projector") and not trained else 4
         adapter = 6 * RANK * sum(layer.weight.shape) if isinstance(layer, lora.LoRALinear) else 0
         total += tokens * (ways * layer.weight.numel() + adapter)
