@@ -61,10 +61,10 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, pieces: Any = PLAIN) -> Tensor:
-        out, scale = pieces.normalise(x, weight, eps)
-        ctx.save_for_backward(x, weight, scale)
+        made: tuple[Tensor, Tensor] = pieces.normalise(x, weight, eps)
+        ctx.save_for_backward(x, weight, made[1])
         ctx.pieces = pieces
-        return out  # type: ignore[no-any-return]
+        return made[0]
 
     @staticmethod
     @once_differentiable
@@ -80,7 +80,8 @@ class SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, gates: Tensor, up: Tensor, pieces: Any = PLAIN) -> Tensor:
         ctx.save_for_backward(gates, up)
         ctx.pieces = pieces
-        return pieces.gate(gates, up)  # type: ignore[no-any-return]
+        out: Tensor = pieces.gate(gates, up)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -95,7 +96,8 @@ class Rotation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, pieces: Any = PLAIN) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.pieces = pieces
-        return pieces.turn(x, cos, sin, 1)  # type: ignore[no-any-return]
+        out: Tensor = pieces.turn(x, cos, sin, 1)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -106,20 +108,18 @@ class Rotation(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, eps: float, pieces: Any = PLAIN) -> Tensor:
     """See `mint.kernels.rms_norm`. Nothing is recorded where no gradient is wanted: for a short row that would cost more than
     the row itself; so it is with the other two."""
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return Normalise.apply(x, weight, eps, pieces)  # type: ignore[no-any-return]
-    return pieces.normalise(x, weight, eps)[0]  # type: ignore[no-any-return]
+    record = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    out: Tensor = Normalise.apply(x, weight, eps, pieces) if record else pieces.normalise(x, weight, eps)[0]
+    return out
 
 
 def swiglu(gates: Tensor, up: Tensor, pieces: Any = PLAIN) -> Tensor:
     """See `mint.kernels.swiglu`."""
-    if torch.is_grad_enabled():
-        return SwiGLU.apply(gates, up, pieces)  # type: ignore[no-any-return]
-    return pieces.gate(gates, up)  # type: ignore[no-any-return]
+    out: Tensor = SwiGLU.apply(gates, up, pieces) if torch.is_grad_enabled() else pieces.gate(gates, up)
+    return out
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, pieces: Any = PLAIN) -> Tensor:
     """See `mint.kernels.rotate`."""
-    if torch.is_grad_enabled():
-        return Rotation.apply(x, cos, sin, pieces)  # type: ignore[no-any-return]
-    return pieces.turn(x, cos, sin, 1)  # type: ignore[no-any-return]
+    out: Tensor = Rotation.apply(x, cos, sin, pieces) if torch.is_grad_enabled() else pieces.turn(x, cos, sin, 1)
+    return out
