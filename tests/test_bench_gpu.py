@@ -64,12 +64,16 @@ def test_what_is_counted_is_what_the_network_has():
 def test_liger_takes_the_place_of_norms_swiglu_and_rotation_for_its_own_side_alone():
     from transformers.models.llama import modeling_llama
 
-    plain, seen = modeling_llama.apply_rotary_pos_emb, []
+    plain, seen, before = modeling_llama.apply_rotary_pos_emb, [], dict(vars(modeling_llama))
     layer = models.with_liger(models.theirs(TINY)).model.layers[0]
     assert all("Liger" in repr(part) or "liger" in str(part.forward) for part in (layer.input_layernorm, layer.mlp))
     models.turning_with_liger(lambda: seen.append(modeling_llama.apply_rotary_pos_emb))()
     assert "liger" in seen[0].__name__
     assert modeling_llama.apply_rotary_pos_emb is plain
+    assert vars(modeling_llama) == before
+    other = models.theirs(TINY)
+    assert not [part for part in other.modules() if "iger" in str(part.forward) or "Liger" in repr(part)]
+    assert "iger" not in str(type(other).forward)
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -131,10 +131,14 @@ def theirs(size: Size) -> Any:
 
 
 def with_liger(model: Any) -> Any:
-    """The same model with Liger's norms and SwiGLU; TRL's ORPO computes the loss from logits, which stay."""
+    """The same model with Liger's norms and SwiGLU, and no model beside it; TRL's ORPO computes the loss from logits, which
+    stay."""
     from liger_kernel.transformers import apply_liger_kernel_to_llama
+    from transformers.models.llama import modeling_llama
 
+    before = dict(vars(modeling_llama))
     apply_liger_kernel_to_llama(model=model, fused_linear_cross_entropy=False, rope=False)
+    vars(modeling_llama).update(before)
     return model
 
 
