@@ -102,7 +102,7 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
 def branch_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
     """Attention of new tokens to what stands before them and to themselves: q (n, H, d), k and v (m, K, d) -> (n, H, d).
 
-    `layout` is made by `blocks.tree_layout`, `blocks.moved` and `blocks.masked`.
+    `layout` is made by `blocks.tree_blocks`, `blocks.moved` and `blocks.masked`.
     """
     out: Tensor = blocks.tree_attention(q, k, v, layout)
     return out

@@ -143,7 +143,7 @@ def _follow(trunk: Trunks, walk: Generator[list[int], Tensor, None]) -> Tensor:
     while tokens is not None:
         position = torch.arange(len(tokens)) + trunk.lengths[0] + written
         ends = torch.full((len(tokens),), len(tokens))
-        layout = blocks.moved(blocks.tree_layout(ends), (slice(0, trunk.size),), trunk.size, 0)
+        layout = blocks.moved(blocks.tree_blocks(ends), (slice(0, trunk.size),), trunk.size, 0)
         if tokens:
             states.append(trunk.run(torch.tensor(tokens), position, layout, keep=True))
         written += len(tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,6 +86,24 @@ def test_a_random_forest_is_dense_masked_attention(seed: int, straight: float) -
 @example(count=140, seed=0, straight=0.0, heads=1)
 def test_any_forest_is_dense_masked_attention(count: int, seed: int, straight: float, heads: int) -> None:
     agree(random_forest(count, seed, straight), heads, 1, 4)
+
+
+@pytest.mark.parametrize("lengths", [[130], [70, 65, 64]])
+def test_long_plain_rows_are_causal_attention(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
+    monkeypatch.setattr(blocks, "LONG", 64)
+    end = torch.cat([torch.full((n,), stop) for n, stop in zip(lengths, itertools.accumulate(lengths), strict=True)])
+    assert isinstance(tree_layout(end), blocks.Rows)
+    agree(end, 4, 2, 16)
+
+
+@pytest.mark.parametrize("shorter", [63, 1])
+def test_rows_are_left_to_torch_only_if_all_are_plain_and_long(monkeypatch: pytest.MonkeyPatch, shorter: int) -> None:
+    monkeypatch.setattr(blocks, "LONG", 64)
+    packed = torch.cat([torch.full((100,), 100), torch.full((shorter,), 100 + shorter)])
+    branched = torch.cat([torch.full((100,), 140), torch.full((20,), 120), torch.full((20,), 140)])
+    for end in (packed, branched):
+        assert not isinstance(tree_layout(end), blocks.Rows)
+        agree(end, 2, 1, 8)
 
 
 @pytest.mark.parametrize("width", [80, 123])
