@@ -4,8 +4,8 @@ Shapes: T tokens, H heads, K key-value heads, G = H / K, d head width, n queries
 
 Token i sees token j exactly when j <= i < end[j]. In depth-first order the tokens that a block of queries [a, b) can see
 are the ancestors of token a and the block itself, so a branch never meets its siblings, a packed row never meets its
-neighbours, and a plain causal row meets only what lies before it. Long plain rows go to torch's own causal attention,
-whose larger tiles win there.
+neighbours, and a plain causal row meets only what lies before it. A forest of plain rows alone goes to torch's own causal
+attention where that is as quick.
 """
 
 from __future__ import annotations
@@ -22,13 +22,7 @@ from torch.autograd.function import once_differentiable
 QUERIES = 48
 """Queries of a block: enough to keep a product busy, few enough that little of the masked corner is computed."""
 LONG = 1024
-"""Plain rows of so many tokens are left to torch: the scores of a block no longer stay in the cache."""
-
-
-class Rows(tuple[slice, ...]):
-    """Plain causal rows one after the other, all of them long."""
-
-    __slots__ = ()
+"""bfloat16 rows of so many tokens are left to torch, which multiplies its larger tiles in bfloat16; float32 rows all are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +47,34 @@ class Block:
             at += width
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Plain causal rows one after the other, and their blocks."""
+
+    rows: tuple[slice, ...]
+    blocks: tuple[Block, ...]
+
+    def suit_torch(self, dtype: torch.dtype) -> bool:
+        """Whether torch's own causal attention is at least as quick."""
+        return dtype.itemsize > 2 or all(row.stop - row.start >= LONG for row in self.rows)
+
+
 Layout = Rows | tuple[Block, ...]
 
 
 def tree_layout(end: Tensor) -> Layout:
-    """How a forest is attended to: end (T,) -> long plain rows, or blocks."""
+    """How a forest is attended to: end (T,) -> plain rows, or blocks."""
     ends: list[int] = end.tolist()
     rows, first = [], 0
     while first < len(ends):
         rows.append(slice(first, ends[first]))
         first = ends[first]
-    plain = all(row.stop - row.start >= LONG and set(ends[row]) == {row.stop} for row in rows)
-    return Rows(rows) if rows and plain else tree_blocks(end)
+    plain = bool(rows) and all(set(ends[row]) == {row.stop} for row in rows)
+    return Rows(tuple(rows), tree_blocks(end)) if plain else tree_blocks(end)
 
 
 def tree_blocks(end: Tensor) -> tuple[Block, ...]:
-    """The blocks of a forest, short or long: end (T,) -> blocks that cover all queries once."""
+    """The blocks of a forest: end (T,) -> blocks that cover all queries once."""
     ends: list[int] = end.tolist()
     blocks: list[Block] = []
     path: list[int] = []  # the ancestors of the token at `first`
@@ -188,7 +194,8 @@ def _split(x: Tensor, group: int) -> Tensor:
 
 def _join(x: Tensor, group: int, dtype: torch.dtype) -> Tensor:
     """(K, T G, d) -> (T, K G, d)."""
-    return x.unflatten(1, (-1, group)).transpose(0, 1).to(dtype).flatten(1, 2)
+    out: Tensor = x.unflatten(1, (-1, group)).transpose(0, 1).to(dtype).flatten(1, 2)
+    return out
 
 
 def _weights(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
@@ -208,7 +215,7 @@ def _row_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """q (T, H, d), k and v (T, K, d) -> (T, H, d)."""
-    if isinstance(layout, Rows):
-        return torch.cat([_row_attention(q[row], k[row], v[row]) for row in layout])
-    out: Tensor = TreeAttention.apply(q, k, v, layout)
+    if isinstance(layout, Rows) and layout.suit_torch(q.dtype):
+        return torch.cat([_row_attention(q[row], k[row], v[row]) for row in layout.rows])
+    out: Tensor = TreeAttention.apply(q, k, v, layout.blocks if isinstance(layout, Rows) else layout)
     return out
