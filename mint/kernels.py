@@ -17,9 +17,9 @@ _inside, _beside = (Path(__file__).resolve().parents[up] / "kernels" for up in (
 __path__ = [str(_inside if _inside.is_dir() else _beside)]
 
 if TYPE_CHECKING:
-    from kernels import blocks, parts, reference
+    from kernels import blocks, parts, products, reference
 else:
-    from mint.kernels import blocks, parts, reference
+    from mint.kernels import blocks, parts, products, reference
 
 __all__ = [
     "blocks",
@@ -27,6 +27,7 @@ __all__ = [
     "log_odds_ratio",
     "part_walk",
     "preference_terms",
+    "products",
     "row_logsumexp",
     "token_logprob",
     "tree_attention",
