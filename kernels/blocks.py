@@ -188,13 +188,13 @@ def _exact(x: Tensor) -> torch.dtype:
 
 def _split(x: Tensor, group: int) -> Tensor:
     """(T, K G, d) -> a copy (K, T G, d) in float32 at least: head h belongs to key-value head h // G."""
-    grouped = x.reshape(len(x), -1, group, x.shape[-1]).transpose(0, 1)
+    grouped = x.unflatten(1, (x.shape[1] // group, group)).transpose(0, 1)
     return torch.empty(grouped.shape, dtype=_exact(x), device=x.device).copy_(grouped).flatten(1, 2)
 
 
 def _join(x: Tensor, group: int, dtype: torch.dtype) -> Tensor:
     """(K, T G, d) -> (T, K G, d)."""
-    out: Tensor = x.unflatten(1, (-1, group)).transpose(0, 1).to(dtype).flatten(1, 2)
+    out: Tensor = x.unflatten(1, (x.shape[1] // group, group)).transpose(0, 1).to(dtype).flatten(1, 2)
     return out
 
 

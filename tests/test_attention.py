@@ -71,7 +71,7 @@ def agree(end: Tensor, heads: int, kv_heads: int, width: int, layout: Any = None
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 128, 200])
+@pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 128, 200])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (6, 1)])
 def test_a_plain_row_is_causal_attention(count: int, heads: int, kv_heads: int) -> None:
     agree(torch.full((count,), count), heads, kv_heads, 8)
