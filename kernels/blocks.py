@@ -216,6 +216,7 @@ def _row_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """q (T, H, d), k and v (T, K, d) -> (T, H, d)."""
     if isinstance(layout, Rows) and layout.suit_torch(q.dtype):
-        return torch.cat([_row_attention(q[row], k[row], v[row]) for row in layout.rows])
+        parts = [_row_attention(q[row], k[row], v[row]) for row in layout.rows]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     out: Tensor = TreeAttention.apply(q, k, v, layout.blocks if isinstance(layout, Rows) else layout)
     return out
