@@ -4,7 +4,8 @@ Shapes: T tokens, H heads, K key-value heads, G = H / K, d head width, n queries
 
 Token i sees token j exactly when j <= i < end[j]. In depth-first order the tokens that a block of queries [a, b) can see
 are the ancestors of token a and the block itself, so a branch never meets its siblings, a packed row never meets its
-neighbours, and a plain causal row meets only what lies before it.
+neighbours, and a plain causal row meets only what lies before it. A forest of plain rows alone goes to torch's own causal
+attention where that is as quick.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-QUERIES = 64
+QUERIES = 48
 """Queries of a block: enough to keep a product busy, few enough that little of the masked corner is computed."""
+LONG = 1024
+"""bfloat16 rows of so many tokens are left to torch, which multiplies its larger tiles in bfloat16; float32 rows all are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +38,42 @@ class Block:
         """(K, T, d) -> (K, m, d)."""
         return x[:, self.runs[0]] if len(self.runs) == 1 else torch.cat([x[:, run] for run in self.runs], dim=1)
 
-    def add(self, total: Tensor, part: Tensor) -> None:
-        """Add (K, m, d) onto the rows of (K, T, d) that it came from."""
+    def add(self, total: Tensor, weights: Tensor, rows: Tensor) -> None:
+        """Add weightsᵀ rows, (K, n G, m) and (K, n G, d), onto the rows of (K, T, d) that the keys came from."""
         at = 0
         for run in self.runs:
             width = run.stop - run.start
-            total[:, run] += part[:, at : at + width]
+            total[:, run].baddbmm_(weights[..., at : at + width].transpose(1, 2), rows)
             at += width
 
 
-def tree_layout(end: Tensor) -> tuple[Block, ...]:
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Plain causal rows one after the other, and their blocks."""
+
+    rows: tuple[slice, ...]
+    blocks: tuple[Block, ...]
+
+    def suit_torch(self, dtype: torch.dtype) -> bool:
+        """Whether torch's own causal attention is at least as quick."""
+        return dtype.itemsize > 2 or all(row.stop - row.start >= LONG for row in self.rows)
+
+
+Layout = Rows | tuple[Block, ...]
+
+
+def tree_layout(end: Tensor) -> Layout:
+    """How a forest is attended to: end (T,) -> plain rows, or blocks."""
+    ends: list[int] = end.tolist()
+    rows, first = [], 0
+    while first < len(ends):
+        rows.append(slice(first, ends[first]))
+        first = ends[first]
+    plain = bool(rows) and all(set(ends[row]) == {row.stop} for row in rows)
+    return Rows(tuple(rows), tree_blocks(end)) if plain else tree_blocks(end)
+
+
+def tree_blocks(end: Tensor) -> tuple[Block, ...]:
     """The blocks of a forest: end (T,) -> blocks that cover all queries once."""
     ends: list[int] = end.tolist()
     blocks: list[Block] = []
@@ -113,81 +143,81 @@ def _mask(end: Tensor, runs: tuple[slice, ...], first: int, stop: int) -> Tensor
 class TreeAttention(torch.autograd.Function):
     """softmax(q kᵀ / sqrt(d)) v under the tree's mask; backward computes the scores again instead of keeping them.
 
-    All of it is computed in float32 at least: bfloat16 scores, or their gradients, would cost digits of the softmax.
+    All of it is computed in float32 at least: bfloat16 scores, or their gradients, would cost digits of the softmax. The
+    heads of a group stand beside each other at each token, so a block of queries is one matrix (n G, d) in place.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-        queries, keys, values = _split(q, k.shape[1]), _heads(k), _heads(v)
+        group = q.shape[1] // k.shape[1]
+        queries, keys, values = _split(q, group), _split(k, 1), _split(v, 1)
         queries *= q.shape[-1] ** -0.5
         out = torch.empty_like(queries)
         for block in blocks:
-            weights = _scores(queries, keys, block).softmax(dim=-1)
-            out[:, :, block.first : block.stop] = _product(weights, block.keys(values))
+            rows = slice(group * block.first, group * block.stop)
+            weights = _weights(queries[:, rows], block.keys(keys), block.mask)
+            torch.bmm(weights, block.keys(values), out=out[:, rows])
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(q, k, v)
             ctx.blocks = blocks
-        return _join(out, q.dtype)
+        return _join(out, group, q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v = ctx.saved_tensors
-        queries, keys, values = _split(q, k.shape[1]), _heads(k), _heads(v)
-        grad, scale = _split(grads[0], k.shape[1]), q.shape[-1] ** -0.5
+        group, scale = q.shape[1] // k.shape[1], q.shape[-1] ** -0.5
+        queries, keys, values, grad = _split(q, group), _split(k, 1), _split(v, 1), _split(grads[0], group)
         queries *= scale
         d_q, d_k, d_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         for block in ctx.blocks:
-            rows = slice(block.first, block.stop)
-            weights = _scores(queries, keys, block).softmax(dim=-1)
-            block.add(d_v, _across(weights, grad[:, :, rows]))
-            d_weights = _product(grad[:, :, rows], block.keys(values).transpose(1, 2))
+            rows = slice(group * block.first, group * block.stop)
+            its_keys, its_queries, its_grad = block.keys(keys), queries[:, rows], grad[:, rows]
+            weights = _weights(its_queries, its_keys, block.mask)
+            block.add(d_v, weights, its_grad)
+            d_weights = torch.bmm(its_grad, block.keys(values).transpose(1, 2))
             d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            block.add(d_k, _across(d_scores, queries[:, :, rows]))
-            d_q[:, :, rows] = _product(d_scores, block.keys(keys))
+            block.add(d_k, d_scores, its_queries)
+            torch.bmm(d_scores, its_keys, out=d_q[:, rows])
         d_q *= scale
-        return _join(d_q, q.dtype), d_k.transpose(0, 1).to(k.dtype), d_v.transpose(0, 1).to(v.dtype), None
+        return _join(d_q, group, q.dtype), _join(d_k, 1, k.dtype), _join(d_v, 1, v.dtype), None
 
 
 def _exact(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _split(x: Tensor, groups: int) -> Tensor:
-    """(T, H, d) -> a copy (K, G, T, d) in float32 at least: head h belongs to key-value head h // G."""
-    grouped: Tensor = x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3)
-    return torch.empty(grouped.shape, dtype=_exact(x), device=x.device).copy_(grouped)
+def _split(x: Tensor, group: int) -> Tensor:
+    """(T, K G, d) -> a copy (K, T G, d) in float32 at least: head h belongs to key-value head h // G."""
+    grouped = x.unflatten(1, (x.shape[1] // group, group)).transpose(0, 1)
+    return torch.empty(grouped.shape, dtype=_exact(x), device=x.device).copy_(grouped).flatten(1, 2)
 
 
-def _join(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(K, G, T, d) -> (T, H, d)."""
-    return x.permute(2, 0, 1, 3).to(dtype).flatten(1, 2)
-
-
-def _heads(x: Tensor) -> Tensor:
-    """(T, K, d) -> (K, T, d), in float32 at least."""
-    return x.transpose(0, 1).to(_exact(x)).contiguous()
-
-
-def _scores(q: Tensor, k: Tensor, block: Block) -> Tensor:
-    """Masked scores (K, G, n, m)."""
-    scores = _product(q[:, :, block.first : block.stop], block.keys(k).transpose(1, 2))
-    scores[..., scores.shape[-1] - block.mask.shape[1] :] += block.mask
-    return scores
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """(K, G, n, a) @ (K, a, b) -> (K, G, n, b), all heads of a group in one product."""
-    out: Tensor = torch.bmm(x.flatten(1, 2), y).unflatten(1, x.shape[1:3])
+def _join(x: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    """(K, T G, d) -> (T, K G, d)."""
+    out: Tensor = x.unflatten(1, (x.shape[1] // group, group)).transpose(0, 1).to(dtype).flatten(1, 2)
     return out
 
 
-def _across(x: Tensor, y: Tensor) -> Tensor:
-    """Sum over the queries of a group: (K, G, n, a), (K, G, n, b) -> (K, a, b)."""
-    return torch.bmm(x.flatten(1, 2).transpose(1, 2), y.flatten(1, 2))
+def _weights(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """Masked softmax of the scores: (K, n G, d), (K, m, d) -> (K, n G, m)."""
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    of_a_token = scores.unflatten(1, (len(mask), -1))
+    of_a_token[..., scores.shape[-1] - mask.shape[1] :].add_(mask[:, None])
+    return scores.softmax(dim=-1)
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: tuple[Block, ...]) -> Tensor:
+def _row_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of one plain row."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out: Tensor = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """q (T, H, d), k and v (T, K, d) -> (T, H, d)."""
-    out: Tensor = TreeAttention.apply(q, k, v, layout)
+    if isinstance(layout, Rows) and layout.suit_torch(q.dtype):
+        parts = [_row_attention(q[row], k[row], v[row]) for row in layout.rows]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    out: Tensor = TreeAttention.apply(q, k, v, layout.blocks if isinstance(layout, Rows) else layout)
     return out

@@ -22,6 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .products import product
+
+LOG2_E = 1.4426950408889634
+
 
 class Head(NamedTuple):
     """The output layer: logits = hidden weightᵀ + bias + low upᵀ."""
@@ -33,7 +37,7 @@ class Head(NamedTuple):
     def logits(self, hidden: Tensor, low: Tensor | None, columns: slice, out: Tensor | None = None) -> Tensor:
         """(N, D), (N, r) -> (N, t), in the dtype of `hidden`."""
         if self.bias is None:
-            logits = torch.mm(hidden, self.weight[columns].T, out=out)
+            logits = product(hidden, self.weight[columns], out=out)
         else:  # -inf forbids a class, and a tile of nothing else must not give NaN
             bias = self.bias[columns].clamp(min=torch.finfo(hidden.dtype).min / 2)
             logits = torch.addmm(bias, hidden, self.weight[columns].T, out=out)
@@ -65,7 +69,6 @@ class Walk:
         self.labels, self.dtype, self.sums, self.low_sums, self.skip = labels, hidden.dtype, sums, low_sums, skip
         self.level = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
         self.total, self.left_out, self.label_logit = hidden.new_zeros(3, n, dtype=exact)
-        self.product = None if sums is None else torch.empty_like(hidden)
         self.room: Tensor | None = None
         for empty in (sums, low_sums):
             if empty is not None:
@@ -74,19 +77,17 @@ class Walk:
     def fold(self, logits: Tensor, first: int) -> Tensor:
         """Take the label out of a tile (n, t) and add the rest to the logsumexp of the others, level + log(total).
 
-        Returns exp(logits - top) of the tile; `before` and `now` weigh the sums so far and those of the tile.
+        Returns exp(logits - level) of the tile; `before` weighs the sums so far.
         """
         rows = ((self.labels >= first) & (self.labels < first + logits.shape[1])).nonzero()[:, 0]
         columns = self.labels[rows] - first
         self.label_logit[rows] = logits[rows, columns].to(self.level.dtype)
         # finite: a tile that holds nothing else must not give NaN
         logits[rows, columns] = torch.finfo(logits.dtype).min / 2
-        top = logits.amax(dim=1).to(self.level.dtype)
         share = self._exact(logits)
-        torch.sub(logits, top[:, None], out=share).exp_()
-        level = torch.maximum(self.level, top)
-        self.before, self.now = (self.level - level).exp(), (top - level).exp()
-        mass = share.sum(dim=1) * self.now
+        level = torch.maximum(self.level, share.amax(dim=1))
+        share.sub_(level[:, None]).mul_(LOG2_E).exp2_()  # quicker than exp_
+        self.before, mass = (self.level - level).exp(), share.sum(dim=1)
         self.level, self.total = level, self.total * self.before + mass
         self.kept = self.not_left_out(mass) if self.skip else None
         return share if self.sums is None or share is logits else logits.copy_(share)
@@ -102,26 +103,22 @@ class Walk:
         return kept
 
     def _exact(self, logits: Tensor) -> Tensor:
-        """Where the exponentials go: the tile itself, or memory of a wider dtype that all tiles share."""
+        """The tile where its exponentials go: itself, or a copy in memory of a wider dtype that all tiles share."""
         if logits.dtype == self.level.dtype:
             return logits
         if self.room is None or self.room.numel() < logits.numel():
             self.room = logits.new_empty(logits.numel(), dtype=self.level.dtype)
-        return self.room[: logits.numel()].view(logits.shape)
+        return self.room[: logits.numel()].view(logits.shape).copy_(logits)
 
     def gather(self, share: Tensor, weight: Tensor, up: Tensor | None) -> None:
         """Add the tile's shares of the rows of the head: (n, t) @ (t, D) and (n, t) @ (t, r)."""
-        if self.kept is not None:
-            for sums, rows in ((self.sums, weight), (self.low_sums, up)):
-                if sums is not None and rows is not None:
-                    product = (share[self.kept] @ rows).to(sums.dtype).mul_(self.now[self.kept, None])
-                    sums.mul_(self.before[:, None]).index_add_(0, self.kept, product)
-            return
-        if self.sums is not None and self.product is not None:
-            torch.mm(share, weight, out=self.product)
-            self.sums.mul_(self.before[:, None]).addcmul_(self.product, self.now[:, None])
-        if self.low_sums is not None and up is not None:
-            self.low_sums.mul_(self.before[:, None]).addcmul_(share @ up, self.now[:, None])
+        for sums, rows in ((self.sums, weight), (self.low_sums, up)):
+            if sums is not None and rows is not None:
+                sums.mul_(self.before[:, None])
+                if self.kept is None:
+                    sums.add_(product(share, rows.T))
+                else:
+                    sums.index_add_(0, self.kept, product(share[self.kept], rows.T).to(sums.dtype))
 
     def finish(self, head: Head) -> tuple[Tensor, Tensor]:
         """(log p(label), label logit); the sums become directions in place."""

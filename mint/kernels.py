@@ -17,9 +17,9 @@ _inside, _beside = (Path(__file__).resolve().parents[up] / "kernels" for up in (
 __path__ = [str(_inside if _inside.is_dir() else _beside)]
 
 if TYPE_CHECKING:
-    from kernels import between, blocks, parts, reference
+    from kernels import between, blocks, parts, products, reference
 else:
-    from mint.kernels import between, blocks, parts, reference
+    from mint.kernels import between, blocks, parts, products, reference
 
 __all__ = [
     "blocks",
@@ -27,6 +27,7 @@ __all__ = [
     "log_odds_ratio",
     "part_walk",
     "preference_terms",
+    "products",
     "rms_norm",
     "rotate",
     "row_logsumexp",
@@ -126,7 +127,7 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
 def branch_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
     """Attention of new tokens to what stands before them and to themselves: q (n, H, d), k and v (m, K, d) -> (n, H, d).
 
-    `layout` is made by `blocks.tree_layout`, `blocks.moved` and `blocks.masked`.
+    `layout` is made by `blocks.tree_blocks`, `blocks.moved` and `blocks.masked`.
     """
     out: Tensor = blocks.tree_attention(q, k, v, layout)
     return out

@@ -73,7 +73,7 @@ class Layout:
             yield from ((piece, self.blocks(piece)) for piece in pieces(self.trie, PIECE))
 
     def blocks(self, piece: Piece) -> tuple[blocks.Block, ...]:
-        return blocks.tree_layout(torch.from_numpy(piece.end))
+        return blocks.tree_blocks(torch.from_numpy(piece.end))
 
 
 @lru_cache(maxsize=8)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,16 +61,17 @@ def with_gradients(attend, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...
     return out, *torch.autograd.grad((out * weights).sum(), inputs)
 
 
-def agree(end: Tensor, heads: int, kv_heads: int, width: int) -> None:
+def agree(end: Tensor, heads: int, kv_heads: int, width: int, layout: Any = None) -> None:
+    """Value and gradients; in blocks unless another layout is given."""
     q, k, v = drawn_qkv(len(end), heads, kv_heads, width)
-    layout = tree_layout(end)
+    layout = blocks.tree_blocks(end) if layout is None else layout
     ours = with_gradients(lambda *x: tree_attention(*x, layout), q, k, v)
     theirs = with_gradients(lambda *x: dense(*x, end), q, k, v)
     for name, one, other in zip(("out", "d_q", "d_k", "d_v"), ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 128, 200])
+@pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 128, 200])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (6, 1)])
 def test_a_plain_row_is_causal_attention(count: int, heads: int, kv_heads: int) -> None:
     agree(torch.full((count,), count), heads, kv_heads, 8)
@@ -86,6 +90,28 @@ def test_any_forest_is_dense_masked_attention(count: int, seed: int, straight: f
     agree(random_forest(count, seed, straight), heads, 1, 4)
 
 
+@pytest.mark.parametrize("lengths", [[130], [70, 1, 64]])
+def test_plain_rows_are_causal_attention_by_torch_and_in_blocks(lengths: list[int]) -> None:
+    stops = itertools.accumulate(lengths)
+    end = torch.cat([torch.full((n,), stop) for n, stop in zip(lengths, stops, strict=True)])
+    layout = tree_layout(end)
+    assert isinstance(layout, blocks.Rows)
+    assert layout.suit_torch(torch.float64)
+    agree(end, 4, 2, 16, layout)
+    agree(end, 4, 2, 16)
+
+
+@pytest.mark.parametrize("shorter", [63, 1])
+def test_torch_takes_float32_and_long_rows_and_no_trees(shorter: int) -> None:
+    plain = tree_layout(torch.full((blocks.LONG,), blocks.LONG))
+    assert plain.suit_torch(torch.bfloat16)
+    short = tree_layout(torch.full((shorter,), shorter))
+    assert short.suit_torch(torch.float32)
+    assert not short.suit_torch(torch.bfloat16)
+    branched = torch.cat([torch.full((100,), 140), torch.full((20,), 120), torch.full((20,), 140)])
+    assert not isinstance(tree_layout(branched), blocks.Rows)
+
+
 @pytest.mark.parametrize("width", [80, 123])
 def test_head_widths_that_are_no_power_of_two(width: int) -> None:
     agree(random_forest(130, 1, 0.97), 2, 2, width)
@@ -95,7 +121,7 @@ def test_head_widths_that_are_no_power_of_two(width: int) -> None:
 @given(count=st.integers(0, 180), seed=st.integers(0, 1000), straight=st.floats(0.5, 1))
 def test_the_blocks_cover_every_query_once_and_only_keys_that_are_seen(count: int, seed: int, straight: float) -> None:
     end = random_forest(count, seed, straight)
-    layout = tree_layout(end)
+    layout = blocks.tree_blocks(end)
     assert [block.first for block in layout] == [0, *(block.stop for block in layout)][:-1] if count else not layout
     assert (layout[-1].stop if layout else 0) == count
     for block in layout:

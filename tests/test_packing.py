@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import write_llama
+from mint.kernels.products import has_onednn
 
 from mint.decoders import Decoder, load_decoder, lora, packing
 from mint.decoders.generation import Sampling, generate, steps
-from mint.decoders.layers import has_onednn, quick_product
+from mint.decoders.layers import quick_product
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(not has_onednn(torch.bfloat16), reason="this processor has no products in bfloat16")

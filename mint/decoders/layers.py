@@ -9,40 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import parallel
-from ..kernels import rms_norm, rotate, swiglu
+from ..kernels import products, rms_norm, rotate, swiglu
 from ..transfer import sent
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q (N, H, d), k (N, K, d), v (N, K, d)) -> (N, H, d): who sees whom."""
 
 
-_onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-
-
-def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies in this dtype on this processor."""
-    bfloat16 = dtype == torch.bfloat16 and _onednn is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return _onednn is not None and (dtype == torch.float32 or bool(bfloat16))
-
-
 def quick_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x Wᵀ in prediction, by the packed weight while there is one (see packing.py). On a processor float32 goes through
-    oneDNN, as bfloat16 does anyway: for the few rows of a step of generation it is faster than the BLAS that torch takes
-    for float32. Training, DPO's reference too, has one product alone, so that a fresh adapter and its reference agree bit
-    for bit."""
-    packed = getattr(weight, "packed", None)
-    plain = _onednn is None or x.dtype != torch.float32 or x.device.type != "cpu"
-    if packed is None and plain:
-        return F.linear(x, weight)
-    out: Tensor = _onednn(x, weight if packed is None else packed, None, "none", [], "")
-    return out
+    """x Wᵀ that no gradient flows through, by the packed weight while there is one (see packing.py). On a processor float32
+    goes through oneDNN, as bfloat16 does anyway. An adapted layer takes it in training too, adapter on or off, so that a
+    fresh adapter and DPO's reference agree bit for bit."""
+    return products.product(x, weight, getattr(weight, "packed", None))
 
 
 class Linear(nn.Linear):

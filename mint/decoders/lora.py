@@ -51,12 +51,12 @@ class LoRALinear(nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
         inner = F.dropout(rows, self.dropout) if drops else None
         parts = (self.weight, self.bias, parallel.local(self.lora_A), parallel.local(self.lora_B), self.scale)
-        out: Tensor = _LowRank.apply(rows, inner, *parts, self.quick and torch.is_inference_mode_enabled())
+        out: Tensor = _LowRank.apply(rows, inner, *parts, self.quick)
         return out.view(*x.shape[:-1], self.weight.shape[0])
 
     def product(self, x: Tensor) -> Tensor:
         """What the layer was before it was adapted."""
-        quick = self.quick and torch.is_inference_mode_enabled()
+        quick = self.quick and not (torch.is_grad_enabled() and x.requires_grad)
         return quick_product(x, self.weight) if quick else F.linear(x, self.weight, self.bias)
 
     def low(self, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class _LowRank(torch.autograd.Function):
         whole = quick_product(x, weight) if quick else F.linear(x, weight, bias)
         out = whole.addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(source, low, weight, a, b)
-        ctx.scale, ctx.dropped = scale, inner is not None
+        ctx.scale, ctx.dropped, ctx.quick = scale, inner is not None, quick
         return out
 
     @staticmethod
@@ -98,7 +98,9 @@ class _LowRank(torch.autograd.Function):
         source, low, weight, a, b = ctx.saved_tensors
         grad = grads[0]
         d_low = (grad @ b).mul_(ctx.scale)
-        d_x = grad @ weight if ctx.needs_input_grad[0] else None
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = quick_product(grad, weight.T) if ctx.quick else grad @ weight
         d_inner = d_low @ a if ctx.dropped and ctx.needs_input_grad[1] else None
         if d_x is not None and not ctx.dropped:
             d_x.addmm_(d_low, a)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..devices import free_memory
-from .layers import Linear, has_onednn
+from ..kernels import products
+from .layers import Linear
 from .lora import LoRALinear
 
 STEPS = 16
@@ -47,4 +48,4 @@ def _worth_packing(network: Any, rows: int, device: torch.device) -> list[Tensor
 
 
 def _gains(weight: Tensor, rows: int) -> bool:
-    return has_onednn(weight.dtype) and (weight.dtype != torch.float32 or rows >= FLOAT32_ROWS)
+    return products.has_onednn(weight.dtype) and (weight.dtype != torch.float32 or rows >= FLOAT32_ROWS)

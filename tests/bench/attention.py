@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+import generate  # noqa: E402
 from generate import interleaved, say  # noqa: E402
 
 from mint.kernels import tree_attention, tree_layout  # noqa: E402
@@ -37,8 +39,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 512, 2048])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512, 1024, 2048])
+    parser.add_argument("--cpu-time", action="store_true", help="one thread's own time: for a machine that others use")
     options = parser.parse_args()
+    if options.cpu_time:
+        options.threads, generate.clock = 1, time.thread_time
     torch.set_num_threads(options.threads)
     for dtype in (torch.float32, torch.bfloat16):
         for length in options.lengths:
