@@ -9,7 +9,7 @@ from pathlib import Path
 import fuzz
 import pytest
 
-COUNT = int(os.environ.get("MINT_FUZZ", "40"))
+COUNT = int(os.environ.get("MINT_FUZZ", "20"))
 
 
 @pytest.fixture(scope="module")
