@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, ConfigError
-from .files import read_json
+from .files import member_object, optional_member
 from .tokens import open_tokenizer
 from .types import Message
 
@@ -163,7 +163,7 @@ def _only_text(parts: Sequence[str | None]) -> str:
 def chat_tokenizer(folder: str | Path, config: dict[str, Any], *, date: str | None = None) -> ChatTokenizer:
     """The chat tokenizer of a Llama checkpoint folder; `config` is its config.json."""
     folder = Path(folder)
-    tokenizer, settings = open_tokenizer(folder), _optional(folder / "tokenizer_config.json")
+    tokenizer, settings = open_tokenizer(folder), member_object(folder, "tokenizer_config.json")
     named = settings.get("eos_token", "<|eot_id|>")
     end = named.get("content", "<|eot_id|>") if isinstance(named, dict) else named
     return ChatTokenizer(
@@ -176,23 +176,16 @@ def chat_tokenizer(folder: str | Path, config: dict[str, Any], *, date: str | No
     )
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    value = read_json(path, CheckpointError) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds {type(value).__name__}; wanted an object")
-    return value
-
-
 def _template_date(folder: Path, settings: dict[str, Any]) -> str:
     """The date the folder's own template would write: today, unless it has a fixed one and no clock, as Llama 3.1's has."""
-    path = folder / "chat_template.jinja"
-    text = path.read_text(errors="replace") if path.is_file() else str(settings.get("chat_template", ""))
+    path = optional_member(folder, "chat_template.jinja")
+    text = path.read_text(errors="replace") if path else str(settings.get("chat_template", ""))
     return _FIXED_DATE if _FIXED_DATE in text and "strftime_now" not in text else today()
 
 
 def _stop_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> tuple[int, ...]:
     """Every id that ends a generation: those of generation_config.json, else those of config.json, and the end of a turn."""
-    settings = _optional(folder / "generation_config.json")
+    settings = member_object(folder, "generation_config.json")
     text = config.get("text_config")
     inner = text.get("eos_token_id") if isinstance(text, dict) else None
     found: Any = next(

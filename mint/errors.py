@@ -7,6 +7,11 @@ Whoever catches `MintError` catches everything that is wrong with the input; all
 class MintError(Exception):
     """What a user gave cannot be used; the command line prints it in one line and exits with 2."""
 
+    def __str__(self) -> str:
+        """The message with what a terminal would obey, and not show, written out: it may quote a file of anyone's."""
+        text = super().__str__()
+        return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+
 
 class RecordError(MintError):
     """A case, a pair, an image or a table that cannot be read; names the file and the line."""
@@ -25,8 +30,11 @@ class WorkError(MintError):
 
 
 class Stopped(Exception):  # noqa: N818 - nothing is wrong
-    """The work was asked to stop, and has: all of it is saved in `folder`. The command line exits with 0."""
+    """The work was asked to stop, and has: all of it is saved in `folder`. The command line exits with 0.
 
-    def __init__(self, message: str, folder: str) -> None:
+    Without a folder the same command goes on, with no --resume.
+    """
+
+    def __init__(self, message: str, folder: str | None = None) -> None:
         super().__init__(message)
         self.folder = folder

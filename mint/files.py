@@ -1,6 +1,6 @@
 """Writing without loss: everything is written beside its place and renamed, so a reader sees the old file or the new one.
 
-Also JSON reading that names the file and the line of a fault, and the check that a name stays inside its folder.
+Also JSON reading that names the file and the line of a fault, and the checks that a file belongs to its folder.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import ConfigError, MintError, WorkError
+from .errors import CheckpointError, ConfigError, MintError, WorkError
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -75,7 +76,9 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 def refuse_to_replace(folder: str | Path, mark: str) -> None:
     """Stop before a folder is replaced that is neither empty nor of the kind to be written, which holds a file `mark`."""
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and ((folder / mark).exists() or not any(folder.iterdir()))):
+    if not folder.exists() or (folder / mark).exists():
+        return
+    if not folder.is_dir() or any(entry.name != ".lock" for entry in folder.iterdir()):
         raise ConfigError(f"{folder}: exists and holds no {mark}; give a new folder with --out")
 
 
@@ -88,6 +91,17 @@ def _umask() -> int:
 def write_text(path: str | Path, text: str) -> None:
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def add_text(path: str | Path, text: str) -> None:
+    """Add lines to the end of a file: the one kind of writing that a full disk can leave half done."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise WorkError(
+            f"{path}: cannot be written ({error.strerror}); free some space or give another --out"
+        ) from error
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -131,9 +145,78 @@ def held(path: str | Path) -> int:
     raise ConfigError(f"{path}: another run is writing here; wait for it or give another --out")
 
 
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for this process: a second run into it is refused. What a killed one left half written is taken away."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = held(folder / ".lock")
+    except OSError as error:
+        raise WorkError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
+    try:
+        for left in (*folder.glob(".*.part"), *folder.glob(".*.old"), *folder.glob("checkpoint/.*.part")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """Hold the name of a folder that will be replaced whole, so that a second run is refused before its work."""
+    lock = Path(path).with_name(f".{Path(path).name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = held(lock)
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
 def inside(folder: str | Path, name: str, error: Callable[[str], MintError] = ConfigError) -> Path:
     """The path of `name` in `folder`; a name that leads out of it (absolute, `..`) is refused."""
     folder = Path(folder)
     if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\x00" in name:
         raise error(f"{folder}: the name {name!r} leads out of its folder; only files inside it are read")
     return folder / name
+
+
+def member(folder: str | Path, name: str) -> Path:
+    """The path of the file `name` of a checkpoint folder, made sure to be a regular file that belongs to the folder.
+
+    Links may stay inside the folder or, in the hub's cache, lead from models--X/snapshots/REVISION to models--X/blobs.
+    """
+    path = inside(folder, name, CheckpointError)
+    try:
+        real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+        cached = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
+        homes = (home, home.parent.parent / "blobs") if cached else (home,)
+        if not any(real.is_relative_to(place) for place in homes):
+            raise CheckpointError(f"{path}: a link that leads out of its folder; put the file itself there")
+        regular = stat.S_ISREG(os.stat(real).st_mode)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        what = f"{name[:200]!a} cannot be read ({reason})"
+        raise CheckpointError(f"{folder}: {what}; fetch the folder again") from error
+    if not regular:
+        raise CheckpointError(f"{path}: not a file; fetch the folder again")
+    return path
+
+
+def optional_member(folder: str | Path, name: str) -> Path | None:
+    """The same, or None where the folder has nothing of that name."""
+    return member(folder, name) if os.path.lexists(Path(folder) / name) else None
+
+
+def member_object(folder: str | Path, name: str, limit: int = 64 << 20) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint folder; empty where the folder has no such file."""
+    path = optional_member(folder, name)
+    found = {} if path is None else read_json(path, CheckpointError, limit)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: holds {type(found).__name__}; wanted an object, fetch the file again")
+    return found

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from .errors import MintError, RecordError
+from .errors import CheckpointError, MintError, RecordError
 from .files import replacing
 
 LINE_LIMIT = 16 << 20
@@ -119,3 +119,19 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int
                 raise RecordError(f"{path}:{number}: cannot be written as JSON ({fault})") from fault
             file.write(line + b"\n")
     return number
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a kill or a full disk cut short is left out."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json_value(line.decode())
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise CheckpointError(f"{path}:{number}: not a line of metrics; mend it, or delete the file")
+        rows.append(row)
+    return rows

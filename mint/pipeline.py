@@ -25,6 +25,7 @@ from .encoders import Encoder, load_encoder
 from .errors import ConfigError, RecordError
 from .evaluation import measure
 from .evaluation.predictions import read_predictions
+from .files import alone, locked
 from .jsonlines import refuse
 from .labels import LabelSet, read_labels
 from .pairs import prefer_pairs
@@ -123,7 +124,7 @@ def align(
     if decoder.eyes is not None and settings.cache_gb:
         decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
     parallel.barrier()  # every rank has seen the folder as it was
-    with runs.locked(folder) if parallel.first() else nullcontext():
+    with locked(folder) if parallel.first() else nullcontext():
         if parallel.first():
             if not resume:
                 runs.check_new(folder)  # again, now that no other run can begin here
@@ -343,6 +344,12 @@ def merge(
     model: str | Path, adapter: str | Path, out: str | Path, *, dtype: str = "auto", **loading: Any
 ) -> dict[str, Any]:
     """Base and adapter as one plain checkpoint in the official layout, unless told otherwise in the dtypes of the base."""
+    with alone(out):
+        _merge(model, adapter, out, dtype, **loading)
+    return {"out": str(out), "bytes": sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))}
+
+
+def _merge(model: str | Path, adapter: str | Path, out: str | Path, dtype: str, **loading: Any) -> None:
     decoder = load_decoder(model, adapter=adapter, dtype=dtype, **loading)
     folder, stored = decoder.checkpoint.folder, decoder.checkpoint.tensors
     if Path(out).resolve() == folder.resolve():
@@ -356,7 +363,6 @@ def merge(
     merged = ((decoder.stored_name(name), tensor) for name, tensor in lora.merged_tensors(decoder.network))
     tensors = ((name, tensor.to(kinds.get(name, usual))) for name, tensor in merged)
     write_checkpoint(out, tensors, config, copy_from=folder)
-    return {"out": str(out), "bytes": sum(file.stat().st_size for file in Path(out).glob("*.safetensors"))}
 
 
 def _records(

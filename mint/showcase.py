@@ -27,7 +27,7 @@ from .progress import say
 from .ranking import rank
 from .report import write_report
 from .report.cases import shown_cases
-from .training.runs import holds_run, read_metrics, read_run
+from .training.runs import check_new, holds_run, read_metrics, read_run
 from .types import Prediction, Record, Report
 
 TRAIN, TEST, SIDE = 4000, 300, 64
@@ -122,6 +122,7 @@ def tell(
 ) -> Told:
     """Run the story into `settings.out`. `choices` are those of `prefer_pairs`; `split` is that of the judging patients."""
     folder = Path(settings.out)
+    check_new(folder)
     learnt, judged = list(draw_cases(train, settings.seed, "train", SIDE)), list(draw_cases(test, 0, split, SIDE))
     encoder = load_encoder(teacher or TEACHER, device=settings.device)
     say(f"1. The teacher sees a simulated photo and the note of {train} patients and ranks {len(classes())} diseases.")

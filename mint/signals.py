@@ -12,6 +12,18 @@ _ASKING = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Within the block SIGTERM ends the work as Ctrl-C does, by a KeyboardInterrupt: nothing half written is left."""
+    listening = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if listening else None
+    try:
+        yield
+    finally:
+        if listening:
+            signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+@contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Within the block a first signal is only noted, for whoever asks; a second one ends the process at once.
 

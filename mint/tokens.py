@@ -15,15 +15,15 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from .errors import CheckpointError
-from .files import read_json, write_json, write_text
+from .files import member, member_object, optional_member, read_json, write_json, write_text
 
 _LIMIT = 256 << 20
 
 
 def open_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder, from its `tokenizer.json`."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
+    path = optional_member(folder, "tokenizer.json")
+    if path is None:
         raise CheckpointError(f"{folder}: no tokenizer.json; copy the tokenizer files of the model into this folder")
     if path.stat().st_size > _LIMIT:
         raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, at most {_LIMIT:,} are read")
@@ -66,15 +66,15 @@ class Texts:
 
 def open_bert_texts(folder: str | Path, longest: int) -> Texts:
     """BERT's tokenizer of a checkpoint folder, from `tokenizer.json` or from `vocab.txt`."""
-    vocabulary = Path(folder) / "vocab.txt"
-    if (Path(folder) / "tokenizer.json").is_file() or not vocabulary.is_file():
+    vocabulary = optional_member(folder, "vocab.txt")
+    if vocabulary is None or optional_member(folder, "tokenizer.json"):
         return Texts(open_tokenizer(folder), longest, "[PAD]", folder)
     words = _read_lines(vocabulary)
     missing = sorted(set(BERT_SPECIAL) - set(words))
     if missing:
         raise CheckpointError(f"{vocabulary}: no line {', '.join(missing)}; copy the model's own vocab.txt")
     table = {word: row for row, word in enumerate(words)}
-    return Texts(_bert(table, _settings(folder)), longest, "[PAD]", folder)
+    return Texts(_bert(table, member_object(folder, "tokenizer_config.json")), longest, "[PAD]", folder)
 
 
 def open_clip_texts(folder: str | Path, longest: int) -> Texts:
@@ -82,16 +82,15 @@ def open_clip_texts(folder: str | Path, longest: int) -> Texts:
 
     Texts are padded with the end token: whichever way the network looks for the end, the first one is found.
     """
-    folder = Path(folder)
-    if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
+    path = optional_member(folder, "vocab.json")
+    if path is None or optional_member(folder, "tokenizer.json"):
         return Texts(open_tokenizer(folder), longest, CLIP_END, folder)
-    path = folder / "vocab.json"
     table = read_json(path, CheckpointError)
     if not isinstance(table, dict) or not all(type(row) is int and row >= 0 for row in table.values()):
         raise CheckpointError(f"{path}: not a table of word to number; copy the model's own vocab.json")
     if not {CLIP_START, CLIP_END} <= set(table):
         raise CheckpointError(f"{path}: no {CLIP_START} and {CLIP_END}; copy the model's own vocab.json")
-    return Texts(_clip(table, _read_merges(folder / "merges.txt", table)), longest, CLIP_END, folder)
+    return Texts(_clip(table, _read_merges(member(folder, "merges.txt"), table)), longest, CLIP_END, folder)
 
 
 def _read_merges(path: Path, table: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -200,14 +199,6 @@ def _clip(table: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     )
     tokenizer.add_special_tokens([CLIP_START, CLIP_END])
     return tokenizer
-
-
-def _settings(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / "tokenizer_config.json"
-    found = read_json(path, CheckpointError) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: a {type(found).__name__}, an object was wanted; fetch it again")
-    return found
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -351,7 +351,7 @@ def test_keys_without_effect_and_empty_keys_are_passed_over(tmp_path: Path) -> N
         "device": None,
     }
     assert clip_settings(written(tmp_path, config)) == ClipSettings()
-    with pytest.raises(CheckpointError, match="should be an object"):
+    with pytest.raises(CheckpointError, match="wanted an object"):
         clip_settings(written(tmp_path, [1]))
 
 

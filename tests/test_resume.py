@@ -17,6 +17,7 @@ from students import run_settings, text_pairs, trainer_of, untimed, write_pairs_
 
 from mint.config import AlignSettings
 from mint.errors import CheckpointError, ConfigError, WorkError
+from mint.files import locked
 from mint.pipeline import align
 from mint.progress import set_quiet
 from mint.training import Trainer, runs
@@ -232,7 +233,7 @@ def test_a_folder_that_holds_a_run_is_refused_without_resume(model: Path, pairs:
 
 def test_a_second_run_into_one_folder_is_refused(model: Path, pairs: Path, tmp_path: Path) -> None:
     settings = run_settings(model=str(model), pairs=str(pairs), out=str(tmp_path), steps=2)
-    with runs.locked(tmp_path), pytest.raises(ConfigError, match="another run is writing here; wait for it or give"):
+    with locked(tmp_path), pytest.raises(ConfigError, match="another run is writing here; wait for it or give"):
         align(settings)
     assert not (tmp_path / "run.json").exists()
     align(settings)

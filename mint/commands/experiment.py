@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Stopped
+from ..files import locked
 from .frame import command
 from .options import given_settings, pair_options, settings_options
 
@@ -159,10 +160,14 @@ def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: st
     if (taken["tune_lr"] or taken["tune_epochs"]) and not taken["tune"]:
         raise ConfigError("--tune-lr, --tune-epochs: are what --tune tries; give --tune too")
     run = AlignSettings(**{**SETTINGS, "out": out, **given_settings(settings)})
-    task = _task(cases, Path(out), run.device, words)
     pairs = {**CHOICES, **{name: taken[name] for name in _PAIRS if taken[name] not in (None, False)}}
-    bench = Bench(task, run, Path(out), pairs, words["train"], **{name: taken[name] for name in _BENCH})
-    return tell(bench, Plan(objectives, list(range(seed, seed + seeds)), **{name: taken[name] for name in _PLAN}))
+    plan = Plan(objectives, list(range(seed, seed + seeds)), **{name: taken[name] for name in _PLAN})
+    try:
+        with locked(out):
+            task = _task(cases, Path(out), run.device, words)
+            return tell(Bench(task, run, Path(out), pairs, words["train"], **{n: taken[n] for n in _BENCH}), plan)
+    except Stopped as stop:  # of one of its trainings: the whole goes on by the same command
+        raise Stopped(str(stop)) from stop
 
 
 def _task(cases: str, out: Path, device: str, words: dict[str, Any]) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from typing import Any
 
@@ -15,6 +16,7 @@ import click
 
 from ..errors import ConfigError, MintError, Stopped, WorkError
 from ..progress import say, set_quiet
+from ..signals import ended_in_order
 
 Command = Callable[..., Any]
 
@@ -35,7 +37,7 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
         @wraps(body)
         def guarded(quiet: bool, as_json: bool, traceback: bool, **words: Any) -> None:
             set_quiet(quiet)
-            with _joined() as speaks:
+            with ended_in_order() if not _several() else nullcontext(), _joined() as speaks:
                 try:
                     if not ranks and _several():
                         raise ConfigError(f"{body.__name__}: is the work of one process; start it without torchrun")
@@ -50,6 +52,17 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
                     if speaks():
                         click.echo(f"mint: {' '.join(str(error).split())}", err=True)
                     sys.exit(1 if isinstance(error, WorkError) else 2)
+                except KeyboardInterrupt:
+                    click.echo(
+                        "mint: stopped before the end; no file is left half written, type the same again", err=True
+                    )
+                    sys.exit(1)
+                except OSError as error:
+                    if traceback or error.errno == errno.EPIPE:  # whoever read has heard enough
+                        raise
+                    click.echo(f"mint: {error.filename or 'standard output'}: {error.strerror or error}; see that it can be "
+                               "read and written, and that the disk is not full", err=True)  # fmt: skip
+                    sys.exit(1)
 
         run: Command = guarded
         for option in (
@@ -87,6 +100,8 @@ def _several() -> bool:
 def _again(stop: Stopped) -> str:
     """The words that continue a run: those that began it, with --resume."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
+    if stop.folder is None:
+        return shlex.join(["python", sys.argv[0], *words])
     out = [] if any(word.split("=")[0] == "--out" for word in words) else ["--out", stop.folder]
     here = os.environ.get("LOCAL_WORLD_SIZE", "1")
     started = ["torchrun", "--nproc-per-node", here] if _several() else ["python"]

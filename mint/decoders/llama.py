@@ -45,7 +45,7 @@ class LlamaConfig:
             vocab_size=_whole(config, "vocab_size", where),
             hidden_size=width,
             intermediate_size=_whole(config, "intermediate_size", where),
-            num_hidden_layers=_whole(config, "num_hidden_layers", where),
+            num_hidden_layers=_whole(config, "num_hidden_layers", where, most=1000),
             num_attention_heads=heads,
             num_key_value_heads=_divides(_whole(config, "num_key_value_heads", where, heads), heads, where),
             head_dim=_even(_whole(config, "head_dim", where, width // heads), where),
@@ -78,10 +78,10 @@ def _number(config: dict[str, Any], name: str, where: str, default: float | None
     return found
 
 
-def _whole(config: dict[str, Any], name: str, where: str, default: int | None = None) -> int:
+def _whole(config: dict[str, Any], name: str, where: str, default: int | None = None, most: int = 1 << 24) -> int:
     found = _number(config, name, where, default)
-    if found != int(found) or found > 1 << 24:
-        raise CheckpointError(f"{where}: {name} is {found!r}; wanted a whole number of at most {1 << 24:,}")
+    if found != int(found) or found > most:
+        raise CheckpointError(f"{where}: {name} is {found!r}; wanted a whole number of at most {most:,}")
     return int(found)
 
 

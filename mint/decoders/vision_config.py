@@ -77,7 +77,7 @@ _COUNTS = (
 def read_vision_config(found: Mapping[str, Any], where: str | Path) -> VisionConfig:
     """The config of the tower from the `vision_config` object of the file `where`; nothing unknown is passed over."""
     left = {key: value for key, value in found.items() if key not in _WITHOUT_EFFECT and value not in (None, {})}
-    counts = {key: _whole(left.pop(key, None), key, where) for key in _COUNTS}
+    counts = {key: _whole(left.pop(key, None), key, where, 1000 if "layers" in key else 1 << 20) for key in _COUNTS}
     tiles = _whole(left.pop("max_num_tiles", 4), "max_num_tiles", where, most=64)
     chosen = _chosen_layers(left.pop("intermediate_layers_indices", None), counts["num_hidden_layers"], where)
     eps = left.pop("norm_eps", 1e-5)
@@ -104,7 +104,7 @@ def _refusal(where: str | Path, key: str, found: object, wanted: str) -> Checkpo
     return CheckpointError(f"{where}: vision_config.{key} is {found!r}; wanted {wanted}")
 
 
-def _whole(value: object, key: str, where: str | Path, most: int = 1 << 20) -> int:
+def _whole(value: object, key: str, where: str | Path, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise _refusal(where, key, value, f"a whole number from 1 to {most}")
     return value

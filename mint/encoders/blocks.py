@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 S = TypeVar("S")
+_LARGEST, _LAYERS = 1 << 24, 1000
 
 
 def attend(
@@ -55,7 +56,7 @@ def read_section(kind: type[S], values: Mapping[str, Any], where: str) -> S:
         if found is None:
             continue
         if wanted is float and isinstance(found, int) and not isinstance(found, bool):
-            found = float(found)
+            found = float(min(max(found, -_LARGEST), _LARGEST))
         if type(found) is not wanted:
             raise CheckpointError(f"{where}: {field.name} is {found!r}, {wanted.__name__} was wanted; fetch it again")
         known[field.name] = found
@@ -67,8 +68,12 @@ def read_section(kind: type[S], values: Mapping[str, Any], where: str) -> S:
 def _check(section: Any, where: str) -> None:
     for field in fields(section):
         size = getattr(section, field.name)
-        if type(size) is int and size < 1 and not field.name.endswith("_id"):
-            raise CheckpointError(f"{where}: {field.name} is {size}, at least 1 was wanted; fetch it again")
+        if type(size) is int and not field.name.endswith("_id"):
+            most = _LAYERS if field.name == "num_hidden_layers" else _LARGEST
+            if not 1 <= size <= most:
+                raise CheckpointError(f"{where}: {field.name} is {size}, 1 to {most:,} was wanted; fetch it again")
+        if type(size) is float and not 0 <= size <= (1 if "dropout" in field.name else _LARGEST):
+            raise CheckpointError(f"{where}: {field.name} is {size}, which is out of range; fetch it again")
     width, heads, activation = section.hidden_size, section.num_attention_heads, section.hidden_act
     if width % heads:
         raise CheckpointError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}")

@@ -7,7 +7,6 @@ rows are not in the order of the records.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -144,6 +143,9 @@ def _parse(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
     return str(entry["id"]), scores
 
 
+_LARGEST = 3e38  # what a float32 holds
+
+
 def _row(scores: dict[str, Any], classes: tuple[str, ...], where: str) -> list[float]:
     if scores.keys() != set(classes):
         lacking, extra = (
@@ -154,6 +156,6 @@ def _row(scores: dict[str, Any], classes: tuple[str, ...], where: str) -> list[f
         raise RecordError(f"{where}: {fault}; score the same classes on every line")
     values = [scores[name] for name in classes]
     for name, value in zip(classes, values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
             raise RecordError(f"{where}: the score of {name!r} is {value!r}, a finite number was wanted")
     return values

@@ -7,11 +7,14 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, WorkError
+from .. import parallel
+from ..errors import ConfigError, Stopped, WorkError
 from ..files import held, read_json, replacing, write_json
+from ..signals import asked_to_stop
 from ..types import Prediction
 from .predictions import prediction_row, read_predictions
 
@@ -60,15 +63,20 @@ class Output:
         return frozenset()
 
     def write(self, predictions: Iterable[Prediction]) -> int:
-        """Add predictions as they come, then give the file its name; returns how many it holds."""
-        count = len(self.done)
+        """Add predictions as they come, then give the file its name; returns how many it holds.
+
+        Asked to stop, it keeps those it has and raises `Stopped`; one of several ranks leaves that to the one who started it.
+        """
+        count, asked = len(self.done), asked_to_stop() if parallel.size() == 1 else nullcontext(lambda: False)
         try:
-            with self.file as file:
+            with self.file as file, asked as stopping:
                 file.seek(0, os.SEEK_END)
                 for prediction in predictions:
                     file.write(_line(prediction))
                     file.flush()
                     count += 1
+                    if stopping():
+                        raise Stopped(f"stopped after {count:,} cases, which are kept in {self.part}")
                 os.fsync(file.fileno())
                 self._finish()
         except OSError as fault:

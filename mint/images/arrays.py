@@ -17,6 +17,8 @@ _FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, Overf
 def map_array(path: str | Path) -> np.ndarray[Any, Any]:
     """The array of an `.npy` file, mapped into memory: only what is looked at is read."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise RecordError(f"{path}: a folder, pipe or device, and not an .npy file; fetch it again")
         with open(path, "rb") as file:
             if file.read(6) != b"\x93NUMPY":
                 raise RecordError(f"{path}: not an .npy file; fetch it again, or write it with numpy.save")

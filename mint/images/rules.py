@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import read_json
+from ..files import member_object, optional_member
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -211,12 +211,10 @@ class _Rules:
 
 def _preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
     """`preprocessor_config.json`, or the `image_processor` part of `processor_config.json`, or nothing (defaults)."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file() and (folder / "processor_config.json").is_file():
-        path = folder / "processor_config.json"
-    found = read_json(path, CheckpointError, limit=1 << 20) if path.is_file() else {}
-    if path.name == "processor_config.json" and isinstance(found, dict):
-        found = found.get("image_processor", {})
+    if optional_member(folder, "preprocessor_config.json") or not optional_member(folder, "processor_config.json"):
+        return folder / "preprocessor_config.json", member_object(folder, "preprocessor_config.json", 1 << 20)
+    path = folder / "processor_config.json"
+    found = member_object(folder, path.name, 1 << 20).get("image_processor", {})
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: a {type(found).__name__} where the image settings should be an object")
     return path, found

@@ -39,7 +39,7 @@ def contents(root: Path) -> Contents:
     found = Contents()
     for name, entry in _walk(root):
         kind = suffix(entry.name)
-        if kind in TABLES or entry.name == "images.npy":
+        if kind in TABLES or entry.name in ("images.npy", "types.npy"):
             _refuse_outside(root, entry)
         if kind in TABLES and name.count("/") < 2:
             (found.inner_tables if "/" in name else found.tables).append(root / name)
@@ -92,9 +92,11 @@ def _refuse_outside(root: Path, entry: os.DirEntry[str]) -> None:
 
 
 def _outside(root: Path, entry: os.DirEntry[str]) -> RecordError | None:
-    """A link may stand for a file of the same folder, and for nothing else."""
-    if not entry.is_symlink():
+    """A link may stand for a file of the same folder, and for nothing else; what is neither file nor link is refused."""
+    if entry.is_file(follow_symlinks=False):
         return None
+    if not entry.is_symlink():
+        return RecordError(f"{entry.path}: a pipe or device, only files are read; take it out of the folder")
     target, top = os.path.realpath(entry.path), os.path.realpath(root)
     if os.path.isfile(target) and target.startswith(os.path.join(top, "")):
         return None

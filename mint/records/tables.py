@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def is_table(path: Path, reading: Reading) -> bool:
 
 
 def _conversion(names: list[str], path: Path, reading: Reading) -> Convert:
-    doubled = {name for name in names if name and names.count(name) > 1}
+    doubled = {name for name, count in Counter(names).items() if name and count > 1}
     if doubled & _KNOWN:
         raise RecordError(f"{path}:1: the column {min(doubled)} is there twice; remove or rename one of them")
     columns = {ours: theirs.strip().lower() for ours, theirs in reading.columns.items()}

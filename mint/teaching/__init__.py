@@ -17,7 +17,7 @@ from ..devices import pick_device
 from ..encoders.encoder import with_pictures
 from ..encoders.teachers import choose_classes, new_encoder, open_base
 from ..errors import ConfigError, RecordError
-from ..files import refuse_to_replace
+from ..files import locked, refuse_to_replace
 from ..images import open_image
 from ..progress import progress
 from ..records import split_records
@@ -73,7 +73,8 @@ def teach(
     if unknown:
         raise ConfigError(f"validation: {unknown[0]!r} is a class of no training case; leave its cases out")
     run = Lessons(folder, encoder, train, judged, chosen, "nothing" if base is None else str(base))
-    run.run(resume)
+    with locked(folder):
+        run.run(resume)
     return Taught(folder, encoder.classes, run.step, run.best.get("top1"), run.best.get("top10"))
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ from torch import Tensor
 from ..encoders.encoder import in_batches
 from ..encoders.fusion import FusionEncoder
 from ..encoders.teachers import write_teacher
-from ..errors import ConfigError, WorkError
-from ..files import write_json, write_text
+from ..errors import ConfigError, Stopped, WorkError
+from ..files import add_text, write_json, write_text
+from ..jsonlines import read_metrics
 from ..progress import Progress, say
 from ..schedules import scheduled
+from ..signals import asked_to_stop
 from ..types import Record
 from .snapshots import read_facts, restore_snapshot, save_snapshot
 from .targets import class_weights, labels_of, losses, ranks
@@ -92,18 +94,25 @@ class Lessons:
         self.weights = torch.tensor(class_weights(train, encoder.classes, settings.class_weights))
         self.steps_each = -(-len(self.views) // settings.batch_size)
         self.step = 0
+        self.asked: Callable[[], bool] = lambda: False
         self.best: dict[str, float] = {}
         self.facts: dict[str, Any] = {"base": base, "classes": list(encoder.classes), "cases": _fingerprint(train)}
         self.facts |= asdict(settings) | {"lr": self.lr, "network": asdict(encoder.config)}
 
     def run(self, resume: bool) -> None:
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        """All epochs. A run that is asked to stop ends its step, saves and raises `Stopped`."""
+        with (
+            asked_to_stop() as self.asked,
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+        ):
             torch.manual_seed(self.settings.seed)
             total = self.settings.epochs * self.steps_each
             self._start(resume)
             with Progress("teaching", total - self.step, "step") as bar:
                 while self.step < total:
                     self._epoch(bar)
+                    if self.asked() and self.step < total:
+                        self._stop(total)
 
     def _start(self, resume: bool) -> None:
         """Begin anew, or go on from the state on disk if it is of the same run."""
@@ -127,9 +136,8 @@ class Lessons:
 
     def _cut_metrics(self) -> None:
         """Leave out what was logged after the state was saved: those steps are done again."""
-        lines = (self.folder / METRICS).read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        write_text(self.folder / METRICS, "".join(f"{line}\n" for line in kept))
+        kept = [row for row in read_metrics(self.folder / METRICS) if row["step"] <= self.step]
+        write_text(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _epoch(self, bar: Progress) -> None:
         """The rest of the epoch that the run stands in."""
@@ -142,16 +150,22 @@ class Lessons:
             loss, norm = self._learn(batch)
             self.step += 1
             pending.append((self.step, time.monotonic() - begun, loss, norm))
-            save = self.step % self.settings.save_every == 0
+            stop = self.asked() and self.step % self.steps_each > 0  # at its end an epoch is judged first
+            save = stop or self.step % self.settings.save_every == 0
             if save or self.step % self.settings.log_every == 0:
                 bar.advance(len(pending), f"loss {self._log(pending, epoch):.4f}")
                 pending = []
             if save:
                 self._save()
+            if stop:
+                self._stop(self.settings.epochs * self.steps_each)
         if pending:
             bar.advance(len(pending), f"loss {self._log(pending, epoch):.4f}")
         self._judge(epoch)
         self._save()
+
+    def _stop(self, total: int) -> None:
+        raise Stopped(f"stopped after step {self.step} of {total}, which is saved", str(self.folder))
 
     def _learn(self, batch: list[Record]) -> tuple[Tensor, Tensor]:
         """One step on a batch of views: loss and gradient norm, left on the device."""
@@ -205,8 +219,7 @@ class Lessons:
         return float(values[-1][0])
 
     def _write(self, lines: Iterable[dict[str, Any]]) -> None:
-        with (self.folder / METRICS).open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        add_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _judge(self, epoch: int) -> None:
         """Rank the held-out cases; a teacher that ranks them better than any before is written to the folder."""

@@ -6,11 +6,8 @@ The checkpoint is one file that is replaced by a rename: either the old state is
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,36 +16,28 @@ import torch
 from torch import Tensor
 
 from ..config import AlignSettings
-from ..errors import CheckpointError, ConfigError, WorkError
-from ..files import held, read_json, replacing, write_json, write_text
+from ..errors import CheckpointError, ConfigError
+from ..files import add_text, read_json, replacing, write_json, write_text
+from ..jsonlines import read_metrics
 from ..weights.tensorfiles import TensorReader, read_header, write_tensors
+
+__all__ = [
+    "STATE",
+    "Metrics",
+    "add_evaluation",
+    "check_new",
+    "check_state",
+    "holds_run",
+    "load_state",
+    "read_metrics",
+    "read_run",
+    "save_state",
+    "settings_to_resume",
+    "write_run",
+]
 
 STATE = "checkpoint/state.safetensors"
 _JSON = "json"
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WorkError(
-            f"{path}: cannot be written ({error.strerror}); free some space or give another --out"
-        ) from error
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process: a second run into it is refused."""
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = held(folder / ".lock")
-    try:
-        for left in (*folder.glob(".*.part"), *folder.glob(".*.old"), *(folder / STATE).parent.glob(".*.part")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a run that was killed while it wrote
-        yield
-    finally:
-        os.close(handle)
 
 
 def holds_run(folder: Path) -> bool:
@@ -145,16 +134,4 @@ class Metrics:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        with _writing(self.path), self.path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+        add_text(self.path, json.dumps(row, allow_nan=False) + "\n")

@@ -7,13 +7,14 @@ stopped. The token (HF_TOKEN, or a login), the cache (HF_HOME) and offline mode 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..files import inside
+from ..files import member
 from ..progress import is_quiet
+
+__all__ = ["FILES", "INDEX", "SINGLE", "SMALL_FILES", "find_folder", "has", "member"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
@@ -83,28 +84,6 @@ def _absent(offline: bool) -> str:
     if offline:
         return "not a folder, and not complete in the hub's cache; unset HF_HUB_OFFLINE once, or give a folder"
     return "not a folder, and the hub cannot be reached; check the network, or give a folder that exists"
-
-
-def member(folder: Path, name: str) -> Path:
-    """The path of the file `name` of a checkpoint folder, made sure to be a regular file that belongs to the folder.
-
-    Links may stay inside the folder or, in the hub's cache, lead from models--X/snapshots/REVISION to models--X/blobs.
-    """
-    path = inside(folder, name, CheckpointError)
-    try:
-        real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-        cached = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
-        homes = (home, home.parent.parent / "blobs") if cached else (home,)
-        if not any(real.is_relative_to(place) for place in homes):
-            raise CheckpointError(f"{path}: a link that leads out of its folder; put the file itself there")
-        regular = stat.S_ISREG(os.stat(real).st_mode)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        what = f"{name[:200]!a} cannot be read ({reason})"
-        raise CheckpointError(f"{folder}: {what}; fetch the folder again") from error
-    if not regular:
-        raise CheckpointError(f"{path}: not a file; fetch the folder again")
-    return path
 
 
 def has(folder: Path, name: str) -> bool:
