@@ -248,6 +248,7 @@ def test_teaching_goes_on_from_a_teacher_and_keeps_its_classes(
     assert not torch.equal(before, after)
     assert float((before - after).abs().max()) < 0.5
     assert sorted(path.name for path in (tmp_path / "more").iterdir() if path.is_file()) == [
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "model.safetensors",
