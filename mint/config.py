@@ -82,8 +82,6 @@ class AlignSettings:
             value = getattr(self, setting.name)
             if not setting.metadata["fits"](value):
                 raise ConfigError(f"--{setting.name.replace('_', '-')} {value}: wanted {setting.metadata['wanted']}")
-        if self.shard and self.tensor_parallel is not None:
-            raise ConfigError("--shard and --tensor-parallel: two ways to spread a decoder; give one of them")
         if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
             limits = f"--max-prompt-length {self.max_prompt_length}, --max-length {self.max_length}"
             raise ConfigError(f"{limits}: the prompt must leave room for an answer")

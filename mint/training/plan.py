@@ -21,7 +21,7 @@ def plan(decoder: Decoder, tokens: int, recompute: bool, ranks: int) -> dict[str
     named = dict(decoder.network.named_parameters())
     base = _bytes(tensor for name, tensor in named.items() if ".lora_" not in name)
     adapter = _bytes(tensor for name, tensor in named.items() if ".lora_" in name)
-    block = max(_bytes(layer.parameters()) for layer in decoder.network.model.layers)
+    block = max(_bytes(layer.parameters()) for layer in decoder.network.text.layers)
     found = {
         "weights_bytes": -(-base // ranks),
         "blocks_at_work_bytes": 2 * block,
