@@ -187,7 +187,9 @@ def _spread_student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
 def _check_several(shard: bool) -> None:
     if parallel.size() == 1:
         option = "--shard" if shard else "--tensor-parallel"
-        raise ConfigError(f"{option}: spreads the decoder over several processes; start them with torchrun")
+        raise ConfigError(
+            f"{option}: spreads the decoder over several processes; start them with torchrun, or leave it out"
+        )
 
 
 def _adapt(network: Any, settings: AlignSettings) -> tuple[dict[str, Any], Callable[[Any], None]]:

@@ -85,6 +85,7 @@ def _kind(sight: Sight | None = None) -> str:
 def _nothing_seen(network: Any, none: torch.Tensor, again: bool = False) -> Sight:
     """A token that sees one patch of zeros."""
     config, rows = network.config, [slice(0, 1)]
-    keys = none.new_zeros(config.num_key_value_heads, 1, config.head_dim)
+    own = config.num_key_value_heads * parallel.shares() // parallel.size()  # heads that are here
+    keys = none.new_zeros(own, 1, config.head_dim)
     kept = dict.fromkeys(config.cross_attention_layers, (keys, keys)) if again else {}
     return Sight(none.new_zeros(1, config.hidden_size), rows, rows, [Span(0, 1, (0,), ends=True)], kept)

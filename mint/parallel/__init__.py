@@ -233,14 +233,15 @@ def local(tensor: Tensor) -> Tensor:
     return out
 
 
-def add_up_gradients(weights: Sequence[Tensor]) -> None:
-    """Each gradient becomes its sum over all ranks, if that has not happened in backward."""
-    if size() == 1:
-        return
-    for weight in weights:
-        _shards().complete(weight)
-    grads = [weight.grad for weight in weights if weight.grad is not None and not _shards().is_pooled(weight)]
-    add_up([own_part(grad)[0] for grad in grads])
+def complete(weight: Tensor, total: Tensor) -> None:
+    """Add up this rank's sum of the gradients of a matrix over the ranks that compute on the same tokens, in place."""
+    if size() > 1:
+        _shards().complete(weight, total)
+
+
+def is_pooled(weight: Tensor) -> bool:
+    """Whether backward adds up the gradient of a trained matrix over the ranks that have other tokens."""
+    return size() > 1 and bool(_shards().is_pooled(weight))
 
 
 def kinds(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

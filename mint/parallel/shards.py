@@ -162,15 +162,22 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local(grad_placements=ways)
 
 
-def complete(weight: Tensor) -> None:
-    """Add up the gradient of a matrix that all ranks of its mesh hold."""
-    if isinstance(weight, DTensor) and isinstance(weight.grad, DTensor):
-        weight.grad = weight.grad.redistribute(placements=weight.placements)
+def complete(weight: Tensor, total: Tensor) -> None:
+    """Add up this rank's sum of the gradients of a matrix, where those that have the same tokens found a part of it each."""
+    grad = weight.grad
+    if isinstance(grad, DTensor) and _names(grad) == (TENSOR,) and any(place.is_partial() for place in grad.placements):
+        with together():
+            dist.all_reduce(total, group=grad.device_mesh.get_group())
 
 
 def is_pooled(tensor: Tensor) -> bool:
-    """Whether the ranks that have other tokens share the tensor, and so its gradient has been added up over them."""
-    return isinstance(tensor, DTensor) and DATA in (tensor.device_mesh.mesh_dim_names or ())
+    """Whether a tensor is cut over the ranks that have other tokens, and its gradient so is added up over them."""
+    cut = [not isinstance(place, Replicate) for place in tensor.placements] if isinstance(tensor, DTensor) else []
+    return any(here and name == DATA for here, name in zip(cut, _names(tensor), strict=True))
+
+
+def _names(tensor: Tensor) -> tuple[str, ...]:
+    return (tensor.device_mesh.mesh_dim_names or ()) if isinstance(tensor, DTensor) else ()
 
 
 def kinds(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -44,6 +44,7 @@ from .batches import (
     steps_per_epoch,
     total_steps,
 )
+from .gradients import Gradients
 from .objectives import METRICS, batch_loss, likelihood_tokens, objective_batch
 from .rounds import rounds
 
@@ -120,7 +121,6 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         totals, tokens = self.accumulate(members)
-        self.add_up_gradients()
         *values, gradient = torch.cat([totals, self.clip().reshape(1).to(totals)]).tolist()
         self.refuse_not_finite(values, gradient, members)
         self.optimizer.step()
@@ -143,10 +143,13 @@ class Trainer:
         }
 
     def accumulate(self, members: Sequence[TokenPair]) -> tuple[Tensor, int]:
-        """Forward and backward over the batches of a step: METRICS and the tokens computed, summed over all ranks."""
+        """Forward and backward over the batches of a step: METRICS and the tokens computed, summed over all ranks,
+        as the gradients are."""
         totals, tokens = torch.zeros(len(METRICS), dtype=torch.float64, device=self.decoder.device), 0
         pooled = likelihood_tokens(members, self.settings)
-        for group, counted in self.rounds(members):
+        groups = self.rounds(members)
+        gradients = Gradients(list(self.weights.values()), len(groups))
+        for group, counted in groups:
             if not group:
                 continue
             part = objective_batch(group, self.settings)
@@ -155,21 +158,18 @@ class Trainer:
             loss, metrics = batch_loss(logp, part, self.settings, pooled, len(members), self.held(group))
             if loss.requires_grad:
                 (loss if counted else loss * 0.0).backward()
+                gradients.take()
             if counted:
                 totals, tokens = totals + metrics, tokens + len(part.tree)
         computed = torch.tensor([tokens])
         parallel.add_up([totals, computed])
+        if torch.is_grad_enabled():
+            gradients.finish()
         return totals, int(computed)
 
     def rounds(self, pairs: Sequence[TokenPair]) -> list[tuple[list[TokenPair], bool]]:
         """This rank's batches of some pairs, and whether they count."""
         return rounds(pairs, self.settings, self.decoder.picture_tokens)
-
-    def add_up_gradients(self) -> None:
-        """Each gradient becomes its sum over the ranks; one without pairs adds 0."""
-        for weight in self.weights.values():
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        parallel.add_up_gradients(list(self.weights.values()))
 
     def clip(self) -> Tensor:
         """Shorten the gradients to the longest norm that is allowed; returns the norm before."""
