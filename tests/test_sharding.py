@@ -23,7 +23,7 @@ from mint.errors import ConfigError
 from mint.files import write_json
 from mint.pipeline import align, predict
 from mint.training import runs
-from mint.training.plan import plans
+from mint.training.plan import plan, plans
 from mint.trees import sequence
 from mint.types import Record
 from mint.weights import tensorfiles
@@ -123,7 +123,7 @@ def test_a_run_saved_by_some_ranks_is_gone_on_with_by_more_or_fewer(
         assert_alike(tmp_path / begun, tmp_path / "whole")
 
 
-def measured(model: Path, out: Path, tensor: int | None) -> None:
+def measured(model: Path, out: Path, data: int, tensor: int) -> None:
     """What a rank reads and holds, and what it makes of a text of its own."""
     read: list[int] = []
     real = tensorfiles.TensorReader._fill
@@ -133,29 +133,31 @@ def measured(model: Path, out: Path, tensor: int | None) -> None:
         real(self, info, offset, place)
 
     tensorfiles.TensorReader._fill = counting  # type: ignore[method-assign]
-    decoder = load_spread(model, lambda _: lambda _: None, device="cpu", dtype="float32", shard=tensor is None,
-                          tensor=tensor)  # fmt: skip
+    words: dict[str, Any] = {"device": "cpu", "dtype": "float32", "shard": data > 1, "tensor": tensor}
+    decoder = load_spread(model, lambda _: lambda _: None, **words)
     held = sum(parallel.own_part(p)[0].nbytes for p in decoder.network.parameters())
     ids = list(range(3 + parallel.share(), 9 + 5 * parallel.share()))
     logp = decoder.token_logp(sequence(ids)).tolist()
     write_json(out / f"{parallel.rank()}.json", {"read": sum(read), "held": held, "ids": ids, "logp": logp})
 
 
-@pytest.mark.parametrize(("ranks", "tensor"), [(2, None), (4, None), (2, 2), (4, 2)])
-def test_each_rank_reads_and_holds_its_own_part_alone(
-    models: dict[bool, Path], tmp_path: Path, ranks: int, tensor: int | None
-) -> None:
-    """And each gets the log-probabilities of its own text, of a length of its own, over the whole vocabulary."""
-    on_ranks(ranks, measured, models[False], tmp_path, tensor)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(ranks)]
-    whole = load_decoder(models[False], device="cpu", dtype="float32")
-    size = sum(parameter.nbytes for parameter in whole.network.parameters())
-    parts = tensor or ranks
-    norms = sum(p.nbytes for name, p in whole.network.named_parameters() if "norm" in name) if tensor else 0
-    assert sum(one["read"] for one in found) == (size - norms) * ranks // parts + norms * ranks
+def assert_holds_its_part(model: Path, out: Path, data: int, tensor: int) -> None:
+    """Each rank reads what it holds, which is what the plan says, and all ranks together read everything; each gets the
+    log-probabilities of its own text, of a length of its own, over the whole vocabulary."""
+    on_ranks(data * tensor, measured, model, out, data, tensor)
+    found = [json.loads((out / f"{rank}.json").read_text()) for rank in range(data * tensor)]
+    whole = load_decoder(model, device="cpu", dtype="float32")
+    planned = plan(whole, 1, True, data, tensor)["weights_bytes"]
     for one in found:
-        assert one["held"] == pytest.approx(size / parts, rel=0.02)
+        assert one["read"] == one["held"] == pytest.approx(planned, rel=0.01)
         assert one["logp"] == pytest.approx(whole.token_logp(sequence(one["ids"])).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(2, 1), (4, 1), (1, 2), (2, 2)])
+def test_each_rank_reads_and_holds_its_own_part_alone(
+    models: dict[bool, Path], tmp_path: Path, data: int, tensor: int
+) -> None:
+    assert_holds_its_part(models[False], tmp_path, data, tensor)
 
 
 def test_what_cannot_be_spread_is_refused(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:
@@ -266,6 +268,9 @@ def test_a_large_model_is_planned_without_its_weights(name: str, tmp_path: Path)
     together = plans(decoder, 8192, None, 8)["on_each_of_8_gpus"]
     assert together["weights_bytes"] == pytest.approx(2 * parameters / 8, rel=1e-3)
     assert adapter * 4 / 8 < together["adapter_bytes"] < adapter * 4
+    both = plans(decoder, 8192, None, 8, shard=True)
+    assert list(both) == ["on_16_gpus", "on_32_gpus", "on_64_gpus"]
+    assert 2 * parameters / 16 < both["on_16_gpus"]["weights_bytes"] < together["weights_bytes"] * 0.54
 
 
 def test_a_dry_run_prints_the_plan_from_the_shapes_alone(models: dict[bool, Path], pairs: Path, tmp_path: Path) -> None:

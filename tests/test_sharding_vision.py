@@ -12,7 +12,7 @@ from checkpoints_mllama import SIDE, picture, write_mllama
 from ranks import on_ranks
 from students import run_settings
 from test_mllama_trees import image_pair
-from test_sharding import assert_alike
+from test_sharding import assert_alike, assert_holds_its_part
 
 from mint import parallel
 from mint.files import write_json
@@ -94,3 +94,9 @@ def test_a_spread_vision_decoder_learns_and_answers_as_one_process_does(
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine[:3] == theirs[:3]
         assert mine[3] == pytest.approx(theirs[3], rel=1e-5)
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(2, 1), (1, 2), (2, 2)])
+def test_each_rank_reads_and_holds_its_own_part_alone(folder: Path, tmp_path: Path, data: int, tensor: int) -> None:
+    """Of the tower too by FSDP; where products are shared alone, each rank has all of it."""
+    assert_holds_its_part(folder, tmp_path, data, tensor)
