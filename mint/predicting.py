@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from .decoders import Decoder
+from .encoders.encoder import in_batches
 from .errors import ConfigError, RecordError
 from .images import nothing_to_see, open_image
 from .jsonlines import refuse
@@ -25,6 +26,8 @@ from .training.batches import IMAGE_WORD
 from .types import Message, Prediction, Record
 
 MODES = ("rank", "list", "text")
+TEXTS = 16
+"""Cases whose texts are written side by side."""
 NOTHING_KNOWN = "Nothing is known of this case."
 """The note of the empty case, after which the prior of a label is taken; its image is plain grey."""
 
@@ -70,8 +73,12 @@ class Questioner:
     def answers(self, records: Iterable[Record], skipped: list[str] | None = None) -> Iterator[Prediction]:
         """The answer to each case, as it comes; with `skipped` a list, cases that cannot be asked are named there."""
         cases = self._put_all(records, skipped)
-        if self.mode != "rank":
-            yield from (replace(self._write(case), passages=_shown(case.passages)) for case in cases)
+        if self.mode == "text":
+            for group in in_batches(cases, TEXTS):
+                yield from self._texts(group)
+            return
+        if self.mode == "list":
+            yield from (replace(self._list(case), passages=_shown(case.passages)) for case in cases)
             return
         shown: deque[tuple[str, ...]] = deque()
 
@@ -94,14 +101,16 @@ class Questioner:
     def _names(self) -> tuple[str, ...]:
         return () if self.known is None else self.known.labels
 
-    def _write(self, case: Put) -> Prediction:
-        if self.mode == "list" and self.known is not None:
-            return Lister(self.decoder, self.known, self.kind).write(
-                case.id, case.messages, self.top or 10, case.images
-            )
-        ids = self.decoder.tokenizer.chat_ids(case.messages, generate=True)
-        answer = self.decoder.generate([ids], self.max_new_tokens, images=[case.images])[0]
-        return Prediction(case.id, text=self.decoder.tokenizer.decode(answer))
+    def _list(self, case: Put) -> Prediction:
+        assert self.known is not None  # the mode needs the closed set
+        return Lister(self.decoder, self.known, self.kind).write(case.id, case.messages, self.top or 10, case.images)
+
+    def _texts(self, cases: Sequence[Put]) -> Iterator[Prediction]:
+        """Free text for some cases, written side by side."""
+        prompts = [self.decoder.tokenizer.chat_ids(case.messages, generate=True) for case in cases]
+        texts = self.decoder.generate(prompts, self.max_new_tokens, images=[case.images for case in cases])
+        for case, text in zip(cases, texts, strict=True):
+            yield Prediction(case.id, text=self.decoder.tokenizer.decode(text), passages=_shown(case.passages))
 
     def _put_all(self, records: Iterable[Record], skipped: list[str] | None) -> Iterator[Put]:
         for record in records:

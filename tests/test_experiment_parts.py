@@ -15,10 +15,12 @@ import torch
 from mint.answers import answer_text, opening
 from mint.builtin.cases import STUDENT, TEACHER
 from mint.builtin.portraits import with_drawn_face
+from mint.commands.experiment import experiment
 from mint.config import AlignSettings
 from mint.decoders import load_decoder
 from mint.errors import ConfigError, RecordError
 from mint.evaluation.bootstrap import crossed_means
+from mint.experiment import builtin_task, tasks
 from mint.experiment.crossfit import bayes, crossfit, fusion
 from mint.experiment.figures import case_figures, with_interval
 from mint.experiment.splits import closed_set, fold_of, in_validation, sides
@@ -175,3 +177,18 @@ def test_scores_in_a_file_are_numbers_of_each_class(tmp_path: Path) -> None:
     (row, *_) = bayes(CASES, CASES[:2], ("A", "B"), tmp_path)
     assert json.loads(json.dumps(row)) == row
     assert set(row["scores"]) == {"A", "B"}
+
+
+def test_the_help_names_the_number_of_cases_that_a_seed_really_learns_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def draw(count: int, *_: object) -> list[Record]:
+        drawn.append(count)
+        return []
+
+    monkeypatch.setattr(tasks, "draw_cases", draw)
+    monkeypatch.setattr(tasks, "ceiling", lambda *_: {})
+    builtin_task(device="cpu").learnt(0, None)
+    said = next(option.help for option in experiment.params if option.name == "train")
+    assert drawn[-1] == tasks.TRAIN
+    assert f"[default: {tasks.TRAIN};" in said

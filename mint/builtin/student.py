@@ -110,7 +110,7 @@ def phrases() -> list[str]:
     A network of this size cannot spare its few layers for putting words together.
     """
     worded = {way for ways in wordings().values() for way in ways} | {unpunctuated(name) for name in labels().values()}
-    findings = {f" {way}" for way in worded} | {f" {way[0].upper()}{way[1:]}" for way in worded}
+    findings = {form for way in worded for form in _spellings(way)}
     asked = default_template("note", "disease").split("{note}")[1].split("{k}")
     lines = [line_start(place).lstrip("\n") for place in range(1, 2 * LISTED + 1)]  # a name ends with its line
     frame = [_FRAME.strip(), *(part.strip() for part in asked), heading("disease"), *lines]
@@ -170,10 +170,11 @@ def _new_network(config: dict[str, Any], seed: int) -> Llama:
 
 @torch.no_grad()
 def _give_meaning(network: Llama, tokenizer: Any, told: int, seed: int) -> None:
-    """Half of each token's vector: how it goes with the diseases that the writer names for a note that has it.
+    """What the words mean, put into the tokens' vectors; all wordings of a finding mean the same.
 
-    The names have the diseases' own vectors, so that a note's mean vector already points to them; without this a network
-    reads ten times as many conversations before it finds out where to look.
+    One half says how a word goes with the diseases that the writer names for a note that has it. The names have the
+    diseases' own vectors, so that a note's mean vector already points to them; without this a network reads ten times as
+    many conversations before it finds out where to look. The other half of a finding is a random vector of its own.
     """
     vectors, rows = network.model.embed_tokens.weight, {name: row for row, name in enumerate(classes())}
     counts = torch.full((len(vectors), len(rows)), 0.5)  # half a note of each, so that rare tokens say little
@@ -181,11 +182,29 @@ def _give_meaning(network: Llama, tokenizer: Any, told: int, seed: int) -> None:
         ids = torch.tensor(tokenizer.encode(patient.record().note, add_special_tokens=False).ids).unique()
         for place, name in enumerate(partly_known(patient)[:3]):
             counts[ids, rows[name]] += 0.6**place
+    alike = [torch.tensor(ids) for ids in _wordings_of_each(tokenizer)]
+    for ids in alike:
+        counts[ids] = counts[ids].sum(0)
     words, strengths, names = associations(counts)
     half = min(vectors.shape[1] // 2, len(strengths))
     for at, found in ((slice(None), words), ([tokenizer.token_to_id(name) for name in rows], names)):
         own = found[:, :half] * strengths[:half].sqrt()
         vectors[at, :half] = own / own.std() * MEANING
+    for ids in alike:
+        vectors[ids, half:] = vectors[ids[0], half:]
+
+
+def _wordings_of_each(tokenizer: Any) -> list[list[int]]:
+    """The tokens of each finding: its label and its wordings, within a sentence and at its start."""
+    named = labels()
+    groups = ({unpunctuated(named[term]), *ways} if term in named else set(ways) for term, ways in wordings().items())
+    written = ([form for way in sorted(group) for form in _spellings(way)] for group in groups)
+    found = [[tokenizer.token_to_id(form) for form in forms] for forms in written]
+    return [known for ids in found if (known := [each for each in ids if each is not None])]
+
+
+def _spellings(way: str) -> tuple[str, str]:
+    return f" {way}", f" {way[0].upper()}{way[1:]}"
 
 
 def _train(network: Llama, chat: ChatTokenizer, batches: Iterable[list[Any]], steps: int) -> None:

@@ -34,7 +34,10 @@ KEPT = 20
 
 @dataclass
 class Bench:
-    """A task with everything that the systems of one comparison share; `own` are settings that --tune found for an arm."""
+    """A task with everything that the systems of one comparison share; `own` are settings that --tune found for an arm.
+
+    A decoder is asked for the exact probability of every class, or, `written`, for the list that it writes by itself.
+    """
 
     task: Task
     settings: AlignSettings
@@ -45,6 +48,7 @@ class Bench:
     passages: int = 3
     dpo_from: str = "sft-list"
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    written: bool = False
     _pairs: dict[int, list[PreferencePair]] = field(default_factory=dict)
     _base: list[Decoder] = field(default_factory=list)
 
@@ -85,8 +89,8 @@ class Bench:
             "top": KEPT,
             "kind": self.task.kind,
             "template": default_template("note", self.task.kind).replace("{k}", str(self.k)),
-            "opening": opening(self.task.kind),
         }
+        asked |= {"mode": "text"} if self.written else {"opening": opening(self.task.kind)}
         loading = {} if isinstance(model, Decoder) else self.loading
         return list(pipeline.predict(list(self.task.judged), model=model, **asked, **loading, **more))
 

@@ -21,6 +21,10 @@ from .study import Outcomes, Plan, run
 
 NOTE_CEILING = "best possible, note alone"
 _SEEDS = "Intervals: 95 % bootstrap over cases (of one publication together) and seeds."
+_WRITTEN = (
+    "The same systems judged by the list that each writes freely, where nothing keeps it to the closed set. "
+    "One that learnt the true label alone writes a single name."
+)
 _FIRST = "Calibration, confusion and cases are those of the first seed."
 
 
@@ -46,6 +50,7 @@ class Told:
             "ceilings": dict(task.ceilings),
             "student": found.table.student,
             "differences": dict(found.table.differences),
+            "written": dict(found.written.rows),
             "gap_closed": self.gap_closed(),
             "varied": {name: [_point(value, of) for value, of in points] for name, points in found.varied.items()},
             "train_sizes": [_point(size, of) for size, of in found.curve],
@@ -65,7 +70,8 @@ class Told:
         lines = [
             f"{len(task.judged):,} cases of {len(set(task.groups)):,} groups, {len(task.classes)} classes, {seeds}"
         ]
-        lines += [*found.table.lines(task.ceilings), "", *self._closed(), _SEEDS, task.remark, *self._tuned()]
+        lines += [*found.table.lines(task.ceilings), "", "The list as it is written, not ranked:"]
+        lines += [*found.written.lines({}), "", *self._closed(), _SEEDS, task.remark, *self._tuned()]
         for name, points in [*found.varied.items(), ("training cases", found.curve)]:
             lines += ["", *_varied_lines(name, points)] if points else []
         files = [self.bench.folder / name for name in ("experiment.json", "experiment.html", "predictions")]
@@ -143,7 +149,10 @@ def _sections(found: Outcomes) -> str:
     student = ARMS[found.table.student].title
     less = {ARMS[name].title: row for name, row in found.table.differences.items()}
     parts = [
-        section(f"{student} less the others", _figures_table(less), "Points of percent, case by case, seed by seed.")
+        section(f"{student} less the others", _figures_table(less), "Points of percent, case by case, seed by seed."),
+        section(
+            "As written", _figures_table({ARMS[name].title: row for name, row in found.written.rows.items()}), _WRITTEN
+        ),
     ]
     for name, points in [*found.varied.items(), ("training cases", found.curve)]:
         if points:

@@ -1,14 +1,14 @@
 """Running an experiment: every system and seed once, its answers in a file, so that a stopped one goes on where it was.
 
-out/predictions/ARM-SEED.jsonl    answers            out/runs/ARM-SEED/     adapters
-out/vary/, train-sizes/, tune/    the same for what was varied
+out/predictions/ARM-SEED.jsonl    rankings           out/runs/ARM-SEED/     adapters
+out/written/ARM-SEED.jsonl        lists as written   out/vary/, train-sizes/, tune/    the same for what was varied
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came of a plan; `answers` are those of the main comparison, `tuned` says what --tune tried and took."""
+    """What came of a plan; `answers` are those of the main comparison, `tuned` says what --tune tried and took.
+
+    `table` judges the rankings of a closed set, `written` the lists that the decoders write by themselves.
+    """
 
     table: Table
     answers: Mapping[str, Runs]
+    written: Table
     varied: Mapping[str, Sequence[tuple[Any, Table]]] = field(default_factory=dict)
     curve: Sequence[tuple[int, Table]] = ()
     tuned: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +71,7 @@ def run(bench: Bench, plan: Plan) -> Outcomes:
     return Outcomes(
         table(bench.task, answers, plan.seeds),
         answers,
+        _table(replace(bench, written=True), plan.objectives, plan),
         {name: [(value, _table(varied(bench, name, value), others, plan)) for value in values] for name, values in variations},
         [(size, _table(sized(bench, size), others, plan)) for size in plan.train_sizes],
         tuned,
@@ -90,12 +95,13 @@ def all_answers(bench: Bench, names: Sequence[str], seeds: Sequence[int]) -> dic
 
 def _answers(bench: Bench, name: str, seed: int) -> list[Prediction]:
     """The answers of one system and seed, from their file where it is there."""
-    path = bench.folder / "predictions" / f"{name}-{seed}.jsonl"
+    kind = "written" if bench.written else "predictions"
+    path = bench.folder / kind / f"{name}-{seed}.jsonl"
     if not path.is_file():
         say(f"{ARMS[name].title}, seed {seed}: {path}")
         begun = time.monotonic()
         answers = ARMS[name].answers(bench, seed)
-        _note_seconds(bench.folder, path.stem, time.monotonic() - begun)
+        _note_seconds(bench.folder, f"{kind}/{path.stem}", time.monotonic() - begun)
         write_predictions(path, answers)
     return list(read_predictions(path))
 

@@ -141,7 +141,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], below: str, zero: bool = F
     inside += "".join(f'<path class="line l{n}" d="{axes.path(points)}"/>' for n, points in enumerate(lines.values()))
     inside += "".join(_end(axes.place(points[-1]), n) for n, points in enumerate(lines.values()))
     legend = "".join(
-        f'<li><i class="swatch l{n}"></i>{text(name)} <b>{number(points[-1][1])}</b></li>'
+        f'<li><i class="swatch l{n}"></i>{text(name)} <b>{number(float(f"{points[-1][1]:.3g}"))}</b></li>'
         for n, (name, points) in enumerate(lines.items())
     )
     return f'<ul class="legend">{legend}</ul>' + axes.drawn(f"{', '.join(lines)} by {below}", below, inside)

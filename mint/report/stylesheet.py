@@ -163,10 +163,11 @@ footer { padding: 40px 28px 64px; color: var(--soft); font-size: 13px; }
 @media print {
   :root { --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --rule: #ccc; --faint: #f4f4f4; --student: #0f6e74;
     --base: #9a6a1f; --teacher: #5a4b9c; --other: #5b646d; --wrong: #a8432f; color-scheme: light; }
+  html { zoom: .7; }
   body { font-size: 11pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main, header, footer { max-width: none; padding-left: 0; padding-right: 0; }
   header { padding-top: 0; } section { padding-top: 26px; }
-  .card, .case, tr, .forest, svg, table.results, table.confusion { break-inside: avoid; }
+  .card, .case, tr, .forest, svg, table.results, table.confusion, section > p.soft { break-inside: avoid; }
   h2, h3, section > p.soft { break-after: avoid; }
   .scroll { overflow: visible; } a, summary { color: inherit; }
 }
