@@ -188,7 +188,8 @@ def _check_several(shard: bool) -> None:
     if parallel.size() == 1:
         option = "--shard" if shard else "--tensor-parallel"
         raise ConfigError(
-            f"{option}: spreads the decoder over several processes; start them with torchrun, or leave it out"
+            f"{option}: spreads the decoder over several processes; start them with torchrun, or leave it out (a run that is "
+            f"gone on with by one process takes --no-shard --tensor-parallel 1)"
         )
 
 

@@ -194,7 +194,7 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     total = torch.stack(squares).sum()
     with together():
         dist.all_reduce(total)
-    return total.sqrt()
+    return total.sqrt().float()
 
 
 def _parts(tensor: Tensor) -> int:
