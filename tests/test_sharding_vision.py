@@ -56,9 +56,14 @@ def some_pairs(pictures: list[str]) -> list[PreferencePair]:
     return [*shown, *others, image_pair("f", None, "Who?", "a lip")]
 
 
+def trained(layout: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All of them where ranks take turns alone; else the one that is spread in every part."""
+    return {"everything": TRAINED["everything"]} if "tensor_parallel" in layout else TRAINED
+
+
 def worked(folder: Path, pictures: list[str], out: Path, layout: dict[str, Any]) -> None:
-    for name, changes in TRAINED.items():
-        settings = run_settings(model=str(folder), out=str(out / name), steps=3, batch_size=4, lr=1e-4, **changes)
+    for name, changes in trained(layout).items():
+        settings = run_settings(model=str(folder), out=str(out / name), steps=2, batch_size=4, lr=1e-4, **changes)
         align(run_settings(**{**settings.as_dict(), **layout}), some_pairs(pictures))
     records = [Record(f"case-{n}", note="thin nose " * (n % 3 + 1), image=pictures[n % 3]) for n in range(3)]
     parallel.shared_out = partial(parallel.shared_out, turn=1)  # type: ignore[assignment]
@@ -86,9 +91,9 @@ def test_a_spread_vision_decoder_learns_and_answers_as_one_process_does(
     """In some steps one rank has pictures and the other has none, and pictures that one has seen are new to the other."""
     ranks, changes = LAYOUTS[layout]
     on_ranks(ranks, worked, folder, pictures, tmp_path, changes)
-    for name in TRAINED:
+    for name in trained(changes):
         assert_alike(tmp_path / name, alone / name)
-        assert len({row["loss"] for row in runs.read_metrics(alone / name / "metrics.jsonl")}) == 3
+        assert len({row["loss"] for row in runs.read_metrics(alone / name / "metrics.jsonl")}) == 2
     found, wanted = (json.loads((place / "answers.json").read_text()) for place in (tmp_path, alone))
     assert len(found) == 12
     for mine, theirs in zip(found, wanted, strict=True):
