@@ -76,7 +76,8 @@ def moved(layout: tuple[Block, ...], before: Sequence[slice], keys: int, queries
 
 def masked(seen: Tensor) -> tuple[Block, ...]:
     """One block of all queries on all keys: seen (n, m) says which query sees which key."""
-    mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+    plain = int(seen.all(dim=0).cumprod(0).sum())  # leading keys that all queries see
+    mask = torch.zeros(seen[:, plain:].shape, device=seen.device).masked_fill_(~seen[:, plain:], float("-inf"))
     return (Block(0, seen.shape[0], (slice(0, seen.shape[1]),), mask),)
 
 

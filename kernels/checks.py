@@ -64,6 +64,25 @@ def attended_plainly(end: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return reference.tree_attention(q, k, v, end)
 
 
+def between_checks() -> Iterator[dict[str, Any]]:
+    """Norm, SwiGLU and rotation, at a width that is no power of two."""
+    cos, sin = (f(normal(129, 1, 40, dtype=torch.float32)) for f in (torch.cos, torch.sin))
+    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        x, y, heads = normal(129, 3000, dtype=dtype), normal(129, 3000, dtype=dtype), normal(129, 3, 80, dtype=dtype)
+
+        def turned(x: Tensor) -> Tensor:
+            return kernels.rotate(x, cos.to(x.dtype), sin.to(x.dtype))
+
+        def true_turn(x: Tensor) -> Tensor:
+            left, right = x.chunk(2, dim=-1)
+            return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+        yield check(f"swiglu {dtype}", kernels.swiglu, lambda a, b: a * torch.sigmoid(a) * b, (x, y), limit)
+        yield check(f"rotate {dtype}", turned, true_turn, (heads,), limit)
+        yield check(f"rms_norm {dtype}", lambda x, w: kernels.rms_norm(x, w, 1e-5),
+                    lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * w, (x, y[0]), limit)  # fmt: skip
+
+
 def checks() -> Iterator[dict[str, Any]]:
     labels = torch.randint(5003, (129,), device=DEVICE)
     for dtype, limit in ((torch.float32, 1e-3 if GPU else 1e-4), (torch.bfloat16, 2e-2)):
@@ -83,6 +102,7 @@ def checks() -> Iterator[dict[str, Any]]:
             yield check(
                 f"tree_attention {d} {dtype}", partial(attended, end), partial(attended_plainly, end), qkv, limit
             )
+    yield from between_checks()
     odds = -torch.logspace(-6, 3, 257, device=DEVICE)
     yield check("log_odds_ratio", kernels.log_odds_ratio, reference.log_odds_ratio, (odds, odds.flip(0)), 1e-5)
     if GPU:

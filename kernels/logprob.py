@@ -137,7 +137,9 @@ class KernelWalk(reference.Walk):
 
     rows, elements = 4096, 1 << 24
 
-    def __init__(self, hidden: Tensor, labels: Tensor, sums: Tensor | None, low_sums: Tensor | None) -> None:
+    def __init__(
+        self, hidden: Tensor, labels: Tensor, sums: Tensor | None, low_sums: Tensor | None, _skip: float = 0.0
+    ) -> None:
         exact, n = reference._exact(hidden), hidden.shape[0]
         self.labels, self.sums, self.low_sums, self.first = labels, sums, low_sums, 0
         self.level = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
@@ -184,8 +186,9 @@ class KernelWalk(reference.Walk):
 
     @classmethod
     def over(
-        cls, hidden: Tensor, low: Tensor | None, head: Head, labels: Tensor, tile: int | None, wanted: bool
-    ) -> Walked:
+        cls, hidden: Tensor, low: Tensor | None, head: Head, labels: Tensor, tile: int | None, wanted: bool,
+        skip: float = 0.0,  # noqa: ARG003 - cuBLAS cannot leave a product out on the device's own word (README.md)
+    ) -> Walked:  # fmt: skip
         logp, label_logit, *directions = torch.ops.mint.over(hidden, low, *head, labels, tile, wanted)
         return Walked(logp, label_logit, *(given(one) for one in directions))
 
@@ -270,8 +273,10 @@ def token_logprob(
     low: Tensor | None = None,
     up: Tensor | None = None,
     tile: int | None = None,
+    skip: float = 0.0,
 ) -> Tensor:
-    """As in reference.py; a label outside 0..V-1, which no kernel can refuse without waiting, gives NaN in its row."""
-    check(hidden, head, labels)
+    """As in reference.py, but nothing is left out, and a label outside 0..V-1, which no kernel can refuse without waiting,
+    gives NaN in its row."""
+    check(hidden, head, labels, skip)
     recording = torch.is_grad_enabled()
     return TokenLogprob.apply(hidden, head, labels.contiguous(), bias, low, up, tile, recording, KernelWalk)

@@ -7,6 +7,7 @@ Shapes: N rows, D width, V vocabulary. A size is "gpu" (those of Llama 3), "cpu"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -73,9 +74,9 @@ def peers(hidden: Tensor, head: Tensor, labels: Tensor) -> dict[str, Side]:
     """TRL's and Liger's ways, where they are installed."""
     sides: dict[str, Side] = {}
     if find_spec("trl"):
+        given = hidden, head, None, labels, 1.0, 8192, None, 1.0, ()  # log p alone: no entropy, no other statistics
         sides["TRL chunked"] = with_gradient(
-            lambda: import_module("trl.kernels").ChunkedLogProbFunction.apply(hidden, head, None, labels, 1.0, 8192)[0],
-            hidden,
+            lambda: import_module("trl.kernels").ChunkedLogProbFunction.apply(*given)[0], hidden
         )
     if find_spec("liger_kernel"):
         fused = import_module("liger_kernel.chunked_loss").LigerFusedLinearORPOLoss(compiled=GPU)
@@ -181,6 +182,46 @@ def ratios(size: str, rate: Rates) -> Iterator[Line]:
                         24 * pairs / rate["bytes"])  # fmt: skip
 
 
+def betweens(size: str, rate: Rates) -> Iterator[Line]:
+    """Norm, SwiGLU and rotation with their gradients; the floor reads and writes each value once each way."""
+    n, width, inner, heads, d = {
+        "gpu": (8192, 3072, 8192, 24, 128), "cpu": (512, 384, 1024, 6, 64), "tiny": (3, 8, 12, 2, 4),
+    }[size]  # fmt: skip
+    x, weight, gates, up = normal(n, width), normal(width), normal(n, inner), normal(n, inner)
+    q, angles = normal(n, heads, d), normal(n, 1, d // 2)
+    cos, sin = angles.cos(), angles.sin()
+
+    def written_out(q: Tensor) -> Tensor:
+        left, right = q.chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+    cases: list[tuple[str, tuple[Tensor, ...], int, Callable[..., Tensor], Callable[..., Tensor]]] = [
+        (
+            "RMSNorm",
+            (x,),
+            5,
+            lambda x: kernels.rms_norm(x, weight, 1e-5),
+            lambda x: F.rms_norm(x, (width,), weight, 1e-5),
+        ),
+        ("SwiGLU", (gates, up), 4, kernels.swiglu, lambda a, b: F.silu(a) * b),
+        ("rotation", (q,), 4, lambda q: kernels.rotate(q, cos, sin), written_out),
+    ]
+    for name, given, passes, ours, plain in cases:
+        leaves = [one.requires_grad_() for one in given]
+        grad = torch.randn_like(leaves[0])
+
+        def side(piece: Callable[..., Tensor], leaves: list[Tensor] = leaves, grad: Tensor = grad) -> Side:
+            return lambda: torch.autograd.grad(piece(*leaves), leaves, grad)
+
+        sides = {"ours": side(ours), "written out": side(plain)}
+        if find_spec("liger_kernel") and GPU and name != "rotation":
+            functional = import_module("liger_kernel.transformers.functional")
+            norm = partial(functional.liger_rms_norm, W=weight, eps=1e-5, in_place=False)
+            sides["Liger"] = side(functional.liger_swiglu if name == "SwiGLU" else norm)
+        moved = sum(leaf.nbytes for leaf in leaves) * passes
+        yield from compared("between products", f"{name} of {tuple(leaves[0].shape)}", sides, moved / rate["bytes"])
+
+
 def attentions(size: str, rate: Rates) -> Iterator[Line]:
     tokens, heads = {
         "gpu": (16384, ((128, 24, 8), (64, 32, 8))), "cpu": (2200, ((64, 6, 2),)), "tiny": (1101, ((16, 2, 1),)),
@@ -249,5 +290,6 @@ PARTS = {
     "lora_head": Part(low_rank, 45),
     "tiles": Part(tiles, 45),
     "odds": Part(ratios, 30),
+    "between": Part(betweens, 30),
     "attention": Part(attentions, 90),
 }

@@ -58,12 +58,13 @@ class Walk:
 
     rows, elements = 4096, 1 << 22
 
-    def __init__(self, hidden: Tensor, labels: Tensor, sums: Tensor | None, low_sums: Tensor | None) -> None:
+    def __init__(
+        self, hidden: Tensor, labels: Tensor, sums: Tensor | None, low_sums: Tensor | None, skip: float = 0.0
+    ) -> None:
         exact, n = _exact(hidden), hidden.shape[0]
-        self.labels, self.dtype, self.sums, self.low_sums = labels, hidden.dtype, sums, low_sums
+        self.labels, self.dtype, self.sums, self.low_sums, self.skip = labels, hidden.dtype, sums, low_sums, skip
         self.level = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
-        self.total = hidden.new_zeros(n, dtype=exact)
-        self.label_logit = hidden.new_zeros(n, dtype=exact)
+        self.total, self.left_out, self.label_logit = hidden.new_zeros(3, n, dtype=exact)
         self.product = None if sums is None else torch.empty_like(hidden)
         self.room: Tensor | None = None
         for empty in (sums, low_sums):
@@ -85,8 +86,20 @@ class Walk:
         torch.sub(logits, top[:, None], out=share).exp_()
         level = torch.maximum(self.level, top)
         self.before, self.now = (self.level - level).exp(), (top - level).exp()
-        self.level, self.total = level, self.total * self.before + share.sum(dim=1) * self.now
+        mass = share.sum(dim=1) * self.now
+        self.level, self.total = level, self.total * self.before + mass
+        self.kept = self.not_left_out(mass) if self.skip else None
         return share if self.sums is None or share is logits else logits.copy_(share)
+
+    def not_left_out(self, mass: Tensor) -> Tensor:
+        """The rows whose sums need this tile. In the others all that was left out so far, this tile too, has at most the
+        share `skip` of the total so far, which only grows: with q of the classes left out, the direction is off by
+        (1 - p) |sum q_j W[j]| <= skip (1 - p) max |W[j]|, and log p not at all."""
+        left_out = self.left_out * self.before + mass
+        small = left_out <= self.skip * self.total
+        self.left_out = torch.where(small, left_out, left_out - mass)
+        kept: Tensor = (~small).nonzero()[:, 0]
+        return kept
 
     def _exact(self, logits: Tensor) -> Tensor:
         """Where the exponentials go: the tile itself, or memory of a wider dtype that all tiles share."""
@@ -98,6 +111,12 @@ class Walk:
 
     def gather(self, share: Tensor, weight: Tensor, up: Tensor | None) -> None:
         """Add the tile's shares of the rows of the head: (n, t) @ (t, D) and (n, t) @ (t, r)."""
+        if self.kept is not None:
+            for sums, rows in ((self.sums, weight), (self.low_sums, up)):
+                if sums is not None and rows is not None:
+                    product = (share[self.kept] @ rows).to(sums.dtype).mul_(self.now[self.kept, None])
+                    sums.mul_(self.before[:, None]).index_add_(0, self.kept, product)
+            return
         if self.sums is not None and self.product is not None:
             torch.mm(share, weight, out=self.product)
             self.sums.mul_(self.before[:, None]).addcmul_(self.product, self.now[:, None])
@@ -138,8 +157,9 @@ class Walk:
 
     @classmethod
     def over(
-        cls, hidden: Tensor, low: Tensor | None, head: Head, labels: Tensor, tile: int | None, wanted: bool
-    ) -> Walked:
+        cls, hidden: Tensor, low: Tensor | None, head: Head, labels: Tensor, tile: int | None, wanted: bool,
+        skip: float = 0.0,
+    ) -> Walked:  # fmt: skip
         """All rows over the whole vocabulary, `rows` of them together."""
         width = cls.width(min(hidden.shape[0], cls.rows), head.weight.shape[0], tile)
         sums, low_sums = (torch.empty_like(x, dtype=_exact(x)) if wanted and x is not None else None
@@ -147,7 +167,7 @@ class Walk:
         ends = [(hidden.new_empty(0, dtype=_exact(hidden)),) * 2]
         for rows in slices(hidden.shape[0], cls.rows):
             its_low, its_sums, its_low_sums = (None if x is None else x[rows] for x in (low, sums, low_sums))
-            walker = cls(hidden[rows], labels[rows], its_sums, its_low_sums)
+            walker = cls(hidden[rows], labels[rows], its_sums, its_low_sums, skip)
             ends.append(_together(walker, hidden[rows], its_low, head, width))
         logp, label_logit = (torch.cat(parts) for parts in zip(*ends, strict=True))
         return Walked(logp, label_logit, sums, low_sums)
@@ -212,9 +232,10 @@ class TokenLogprob(torch.autograd.Function):
         tile: int | None,
         recording: bool,
         kind: type[Walk],
+        skip: float = 0.0,
     ) -> Tensor:
         wanted = recording and (ctx.needs_input_grad[0] or ctx.needs_input_grad[4])
-        walked = kind.over(hidden, low, Head(weight, bias, up), labels, tile, wanted)
+        walked = kind.over(hidden, low, Head(weight, bias, up), labels, tile, wanted, skip)
         if recording and any(ctx.needs_input_grad):
             trained = any(ctx.needs_input_grad[i] for i in (1, 3, 5))
             rest = (hidden, low, weight, bias, up, labels, walked.logp, walked.label_logit) if trained else (None,) * 8
@@ -234,11 +255,13 @@ class TokenLogprob(torch.autograd.Function):
             head, wants = Head(weight, bias, up), [needs[1], needs[3], needs[5]]
             walked = Walked(ends[0], ends[1], None, None)
             d_weight, d_bias, d_up = kind.again(hidden, low, head, labels, walked, grad, ctx.tile, wants)
-        return d_hidden, d_weight, None, d_bias, d_low, d_up, None, None, None
+        return d_hidden, d_weight, None, d_bias, d_low, d_up, None, None, None, None
 
 
-def check(hidden: Tensor, head: Tensor, labels: Tensor) -> None:
+def check(hidden: Tensor, head: Tensor, labels: Tensor, skip: float = 0.0) -> None:
     """Refuse shapes that do not fit; labels are checked where that needs no device sync."""
+    if not 0 <= skip < 1:
+        raise ValueError(f"token_logprob: skip is {skip}; it is a share of the probability, wanted 0 <= skip < 1")
     if hidden.ndim != 2 or head.ndim != 2 or labels.shape != hidden.shape[:1] or hidden.shape[1] != head.shape[1]:
         found = f"hidden {tuple(hidden.shape)}, head {tuple(head.shape)}, labels {tuple(labels.shape)}"
         raise ValueError(f"token_logprob takes hidden (N, D), head (V, D), labels (N,); found {found}")
@@ -262,10 +285,11 @@ def token_logprob(
     low: Tensor | None = None,
     up: Tensor | None = None,
     tile: int | None = None,
+    skip: float = 0.0,
 ) -> Tensor:
     """log p(label) of each row: (N, D), (V, D), (N,) -> (N,) float32. See `mint.kernels.token_logprob`."""
-    check(hidden, head, labels)
-    out: Tensor = TokenLogprob.apply(hidden, head, labels, bias, low, up, tile, torch.is_grad_enabled(), Walk)
+    check(hidden, head, labels, skip)
+    out: Tensor = TokenLogprob.apply(hidden, head, labels, bias, low, up, tile, torch.is_grad_enabled(), Walk, skip)
     return out
 
 

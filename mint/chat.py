@@ -7,8 +7,9 @@ themselves, so what a user writes can never become a special token.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,12 @@ class ChatTokenizer:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text; of a million, the tokenizer holds its notes on a few thousand at a time."""
-        ids: list[list[int]] = []
-        for at in range(0, len(texts), _TOGETHER):
-            part = self.tokenizer.encode_batch_fast(list(texts[at : at + _TOGETHER]), add_special_tokens=False)
-            ids += [encoding.ids for encoding in part]
-        return ids
+    def encode_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """The ids of each text in turn; of a million, only a few thousand are at work at a time."""
+        rest = iter(texts)
+        while part := list(islice(rest, _TOGETHER)):
+            for encoding in self.tokenizer.encode_batch_fast(part, add_special_tokens=False):
+                yield encoding.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""

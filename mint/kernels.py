@@ -17,9 +17,9 @@ _inside, _beside = (Path(__file__).resolve().parents[up] / "kernels" for up in (
 __path__ = [str(_inside if _inside.is_dir() else _beside)]
 
 if TYPE_CHECKING:
-    from kernels import blocks, parts, reference
+    from kernels import between, blocks, parts, reference
 else:
-    from mint.kernels import blocks, parts, reference
+    from mint.kernels import between, blocks, parts, reference
 
 __all__ = [
     "blocks",
@@ -28,7 +28,10 @@ __all__ = [
     "part_gradient",
     "part_walk",
     "preference_terms",
+    "rms_norm",
+    "rotate",
     "row_logsumexp",
+    "swiglu",
     "token_logprob",
     "tree_attention",
     "tree_layout",
@@ -53,13 +56,19 @@ def token_logprob(
     low: Tensor | None = None,
     up: Tensor | None = None,
     tile: int | None = None,
+    skip: float = 0.0,
 ) -> Tensor:
     """log p(label) of each row: hidden (N, D), head (V, D), labels (N,) -> (N,) float32; the (N, V) logits never exist whole.
 
     logits = hidden headᵀ + bias + low upᵀ, where low (N, r) and up (V, r) carry a LoRA on the head. Differentiable in
     every float argument. `tile` is the number of vocabulary columns looked at together. Labels lie in 0..V-1.
+
+    With `skip` the gradients of hidden and low may leave out classes that together have at most this share of a row's
+    probability beside its label's: they are off by at most skip (1 - p) max |head[j]| (or up[j]) times the gradient of
+    log p, which itself stays exact. A processor leaves them out tile by tile; a GPU leaves out nothing.
     """
-    out: Tensor = _backend(hidden, "logprob").token_logprob(hidden, head, labels, bias=bias, low=low, up=up, tile=tile)
+    module = _backend(hidden, "logprob")
+    out: Tensor = module.token_logprob(hidden, head, labels, bias=bias, low=low, up=up, tile=tile, skip=skip)
     return out
 
 
@@ -94,6 +103,21 @@ def part_walk(
 def part_gradient(hidden: Tensor, head: Tensor, low: Tensor, up: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
     """The gradient of some rows of the adapter of a head: see `kernels.parts`."""
     return parts.part_gradient(hidden, head, low, up, labels, *known)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) of each row, rounded to its dtype, times the weight: (N, D), (D,) -> (N, D); differentiable."""
+    return between.rms_norm(x, weight, eps, _backend(x, "fused", between))
+
+
+def swiglu(gates: Tensor, up: Tensor) -> Tensor:
+    """silu(gates) * up: (N, F), (N, F) -> (N, F); differentiable."""
+    return between.swiglu(gates, up, _backend(gates, "fused", between))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (N, H, d) turned by its position's angles, cos and sin (N, 1, d / 2): (N, H, d); differentiable in x."""
+    return between.rotate(x, cos, sin, _backend(x, "fused", between))
 
 
 def tree_layout(end: Tensor) -> Any:

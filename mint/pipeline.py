@@ -279,19 +279,21 @@ def predict(
 ) -> Iterator[Prediction]:
     """One modality of each case in, classes best first out.
 
-    `mode`: "rank" is exact over `labels`, "list" the aligned list of `top` of them, "text" free text. `retrieve` is a
+    `mode`: "rank" is exact over `labels`, "list" the aligned list of `top` of them, "text" free text and the
+    names found in it, those that are no label marked `outside`. `retrieve` is a
     file or folder of documents, of which the best `passages` stand before each case, found by words, or by meaning with
     the encoder `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
     given as such is used as it is, so that many calls can share them. `opening` is how an answer begins, for a model
     whose answers are lists: in rank mode a label is then scored as the first name, or with `alone` as the only one. With
     `shard` all ranks hold the decoder together, with `tensor_parallel` so many of them.
     """
-    decoder = model if isinstance(model, Decoder) else _answering(model, adapter, shard, tensor_parallel, **loading)
+    known = closed_set(labels)  # what is small is read before the decoder, so that its faults cost no wait
     if isinstance(retrieve, str | Path):
         retrieve = open_retriever(retrieve, retriever, str(loading.get("device", "auto")))
+    decoder = model if isinstance(model, Decoder) else _answering(model, adapter, shard, tensor_parallel, **loading)
     questioner = Questioner(
         decoder,
-        _labels(labels),
+        known,
         mode=mode,
         modality=modality,
         kind=kind,
@@ -352,7 +354,7 @@ def evaluate(
 ) -> Report:
     """Predictions against what is true of the same cases. `choices` are those of `evaluation.measure`."""
     answers = read_predictions(predictions) if isinstance(predictions, str | Path) else predictions
-    return measure(answers, _records(truth), labels=_labels(labels), **choices)
+    return measure(answers, _records(truth), labels=closed_set(labels), **choices)
 
 
 def merge(
@@ -385,7 +387,8 @@ def _records(
     return builtin_cases(cases) if isinstance(cases, str | Path) else cases
 
 
-def _labels(labels: str | Path | Sequence[str] | LabelSet | None) -> LabelSet | None:
+def closed_set(labels: str | Path | Sequence[str] | LabelSet | None) -> LabelSet | None:
+    """The labels of a file, or given as such."""
     if labels is None or isinstance(labels, LabelSet):
         return labels
     return read_labels(labels) if isinstance(labels, str | Path) else LabelSet(labels)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from .answers import parse_answer
 from .decoders import Decoder
 from .encoders.encoder import in_batches
 from .errors import ConfigError, RecordError
@@ -26,6 +27,8 @@ from .training.batches import IMAGE_WORD
 from .types import Message, Prediction, Record
 
 MODES = ("rank", "list", "text")
+LISTED = 10
+"""Names that a prompt asks for, unless told otherwise."""
 TEXTS = 16
 """Cases whose texts are written side by side."""
 NOTHING_KNOWN = "Nothing is known of this case."
@@ -98,19 +101,32 @@ class Questioner:
         prior = asked if self.normalise == "prior" else None
         return Ranker(self.decoder, self._names(), self.normalise, self.opening, prior, self.alone)
 
+    @property
+    def asked(self) -> int:
+        """How many names the prompt asks for. In rank mode `top` is only how many are shown, and changes no probability."""
+        return LISTED if self.mode == "rank" else self.top or LISTED
+
     def _names(self) -> tuple[str, ...]:
         return () if self.known is None else self.known.labels
 
     def _list(self, case: Put) -> Prediction:
         assert self.known is not None  # the mode needs the closed set
-        return Lister(self.decoder, self.known, self.kind).write(case.id, case.messages, self.top or 10, case.images)
+        return Lister(self.decoder, self.known, self.kind).write(case.id, case.messages, self.asked, case.images)
 
     def _texts(self, cases: Sequence[Put]) -> Iterator[Prediction]:
         """Free text for some cases, written side by side."""
         prompts = [self.decoder.tokenizer.chat_ids(case.messages, generate=True) for case in cases]
-        texts = self.decoder.generate(prompts, self.max_new_tokens, images=[case.images for case in cases])
-        for case, text in zip(cases, texts, strict=True):
-            yield Prediction(case.id, text=self.decoder.tokenizer.decode(text), passages=_shown(case.passages))
+        answers = self.decoder.generate(prompts, self.max_new_tokens, images=[case.images for case in cases])
+        for case, ids in zip(cases, answers, strict=True):
+            text = self.decoder.tokenizer.decode(ids)
+            yield Prediction(case.id, self.named(text), text, _shown(case.passages))
+
+    def named(self, text: str) -> tuple[dict[str, Any], ...]:
+        """The names of a free text, each once; with a closed set alone can they be told, and told from what is outside."""
+        if self.known is None:
+            return ()
+        found = {entry.label or entry.text: entry.label for entry in parse_answer(text, self.known)}
+        return tuple({"label": name} if label else {"label": name, "outside": True} for name, label in found.items())
 
     def _put_all(self, records: Iterable[Record], skipped: list[str] | None) -> Iterator[Put]:
         for record in records:
@@ -143,7 +159,7 @@ class Questioner:
             record,
             self.modality,
             kind=self.kind,
-            k=self.top or 10,
+            k=self.asked,
             template=self.template,
             labels=self._names(),
             passages=[passage.text for passage in passages],
@@ -187,7 +203,7 @@ class Questioner:
         if self.mode == "rank":
             return self.context - len(self.ranker.layout.opening) - int(self.ranker.layout.lengths.max())
         lengths = sorted(map(len, self.decoder.tokenizer.encode_all(self._names())), reverse=True)
-        return self.context - sum(length + 6 for length in lengths[: self.top or 10]) - 16
+        return self.context - sum(length + 6 for length in lengths[: self.asked]) - 16
 
 
 def _opened(record: Record) -> Any:

@@ -25,7 +25,7 @@ from .errors import ConfigError
 from .kernels import blocks
 from .progress import progress
 from .search import best_first
-from .tries import ROOT, Piece, Trie, build_trie, pieces
+from .tries import ROOT, Piece, Texts, Trie, build_trie, pieces
 from .types import Message, Prediction
 
 NORMALISATIONS = ("sum", "mean", "prior")
@@ -81,18 +81,13 @@ def layout_of(tokenizer: ChatTokenizer, labels: tuple[str, ...], opening: str, a
     """The trie of `opening + label` and end of line, less the tokens that the opening has for itself; without an opening,
     or where the label is `alone` on its list, it ends with the turn."""
     if opening and not alone:
-        answers = tokenizer.encode_all([f"{opening}{label.strip()}\n" for label in labels])
+        texts = Texts.of(tokenizer.encode_all(f"{opening}{label.strip()}\n" for label in labels))
     else:
         end = tokenizer.special("<|eot_id|>")
-        answers = [[*ids, end] for ids in tokenizer.encode_all([opening + label.strip() for label in labels])]
+        texts = Texts.of([*ids, end] for ids in tokenizer.encode_all(opening + label.strip() for label in labels))
     start = tokenizer.encode(opening.rstrip()) if opening else []
-    shared = min((_shared(start, answer) for answer in answers), default=0)
-    lengths = torch.tensor([len(answer) - shared for answer in answers])
-    return Layout(tuple(start[:shared]), build_trie([answer[shared:] for answer in answers]), lengths)
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    own = texts.after(texts.shared(start))
+    return Layout(tuple(start[: texts.shared(start)]), build_trie(own), torch.from_numpy(own.lengths))
 
 
 @dataclass(frozen=True)

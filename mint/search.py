@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .decoders.branches import grow
 from .decoders.heads import edge_logp
 from .decoders.trunks import Trunks
-from .kernels import blocks
 from .tries import ROOT, Trie
 
 WIDTH = 64
@@ -92,15 +92,9 @@ class _Search:
     def open(self, chains: list[list[int]]) -> None:
         """Compute the nodes of some chains and weigh all that follows them."""
         nodes = [node for chain in chains for node in chain]
-        first = self.trunk.size
-        self.column.update((node, first + at) for at, node in enumerate(nodes))
-        seen = torch.zeros(len(nodes), first + len(nodes), dtype=torch.bool)
-        seen[:, : self.trunk.lengths[0]] = True
-        for at, node in enumerate(nodes):
-            seen[at, [self.column[above] for above in self.trie.path(node)]] = True
-        position = torch.from_numpy(self.trie.depth[nodes]) + self.trunk.lengths[0]
-        layout = blocks.masked(seen.to(self.trunk.device))
-        hidden = self.trunk.run(torch.from_numpy(self.trie.token[nodes]), position, layout, keep=True)
+        self.column.update((node, self.trunk.size + at) for at, node in enumerate(nodes))
+        above = [[self.column[node] for node in self.trie.path(own)] for own in nodes]
+        hidden = grow(self.trunk, self.trie.token[nodes].tolist(), self.trie.depth[nodes].tolist(), above)
         self.weigh(nodes, hidden)
 
     def weigh(self, nodes: list[int], hidden: Tensor) -> None:

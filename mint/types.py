@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transfer import sent
+
 Message = dict[str, Any]
 """One turn of a conversation: {"role": "system" | "user" | "assistant", "content": str or a list of parts}."""
 
@@ -94,12 +96,17 @@ class TokenTree:
 
     def path_lengths(self) -> Tensor:
         """Number of scored tokens of each path: (P,)."""
-        return torch.bincount(self.member_paths, minlength=self.paths)
+        return self.member_paths.new_zeros(self.paths).index_add_(
+            0, self.member_paths, torch.ones_like(self.member_paths)
+        )
 
     def to(self, device: torch.device | str) -> TokenTree:
-        """The same tree with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in _TREE_TENSORS}
-        return TokenTree(**moved, paths=self.paths, images=self.images)
+        """The same tree with its tensors on `device`, all in one copy."""
+        if self.ids.device.type == torch.device(device).type:
+            return self
+        tensors = [getattr(self, name) for name in _TREE_TENSORS]
+        moved = sent(torch.cat(tensors), device).split([len(tensor) for tensor in tensors])
+        return TokenTree(**dict(zip(_TREE_TENSORS, moved, strict=True)), paths=self.paths, images=self.images)
 
 
 _TREE_TENSORS = ("ids", "end", "position", "sources", "labels", "member_edges", "member_paths")

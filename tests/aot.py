@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mint.kernels import attention, logprob, odds, reference
+from mint.kernels import attention, between, fused, logprob, odds, reference
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
@@ -127,7 +127,20 @@ def attentions() -> None:
             attention.tree_attention(q, k, v, layout).sum().backward()
 
 
-CASES: tuple[Callable[[], None], ...] = (walks, ratios, attentions)
+def betweens() -> None:
+    """Norms of Llama 3.2's widths, of a head alone and of Llama 3.1 405B; rotation of its heads; SwiGLU."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for n, width in ((8192, 3072), (8192, 128), (1024, 16384)):
+            x, weight = meta(n, width, dtype=dtype).requires_grad_(), meta(width, dtype=dtype)
+            between.rms_norm(x, weight, 1e-5, fused).sum().backward()
+        for n, heads, d in ((8192, 24, 128), (8192, 16, 80)):
+            x, angles = meta(n, heads, d, dtype=dtype).requires_grad_(), meta(n, 1, d // 2, dtype=dtype)
+            between.rotate(x, angles, angles, fused).sum().backward()
+        gates, up = (meta(8192, 8192, dtype=dtype).requires_grad_() for _ in range(2))
+        between.swiglu(gates, up, fused).sum().backward()
+
+
+CASES: tuple[Callable[[], None], ...] = (walks, ratios, attentions, betweens)
 
 
 def compile_all(capability: int) -> list[dict[str, Any]]:

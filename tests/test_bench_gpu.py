@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
 import gpu
 import models
+import models_vision
 
 from mint.decoders.cache import Cache
 from mint.kernels import timing
@@ -57,6 +59,33 @@ def test_what_is_counted_is_what_the_network_has():
     assert TINY.weights == sum(m.weight.numel() for m in linear)
     assert TINY.adapters(2) == sum(m.lora_A.numel() + m.lora_B.numel() for m in linear)
     assert 2.8e9 < models.SIZES["gpu"].weights < 2.83e9
+
+
+def test_liger_takes_the_place_of_norms_swiglu_and_rotation_for_its_own_side_alone():
+    from transformers.models.llama import modeling_llama
+
+    plain, seen, before = modeling_llama.apply_rotary_pos_emb, [], dict(vars(modeling_llama))
+    layer = models.with_liger(models.theirs(TINY)).model.layers[0]
+    assert all("Liger" in repr(part) or "liger" in str(part.forward) for part in (layer.input_layernorm, layer.mlp))
+    models.turning_with_liger(lambda: seen.append(modeling_llama.apply_rotary_pos_emb))()
+    assert "liger" in seen[0].__name__
+    assert modeling_llama.apply_rotary_pos_emb is plain
+    assert vars(modeling_llama) == before
+    other = models.theirs(TINY)
+    assert not [part for part in other.modules() if "iger" in str(part.forward) or "Liger" in repr(part)]
+    assert "iger" not in str(type(other).forward)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_a_step_on_pictures_needs_is_near_what_torch_counts(tmp_path, trained):
+    """Torch does not count SDPA on a processor, nor does the first layer hand a gradient on."""
+    size = models_vision.SIZES["cpu"]
+    decoder = models_vision.seeing_decoder(size, tmp_path, trained)
+    step = models_vision.seeing_step(decoder, size)
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    assert 0.95 < models_vision.seeing_operations(decoder, size, trained) / counter.get_total_flops() < 1.15
 
 
 def test_a_side_that_cannot_be_made_fails_alone():

@@ -302,7 +302,7 @@ def test_text_comes_back_from_its_ids(text: ChatTokenizer) -> None:
     said = "Long face, naïve 顔 \n\n 12345 <|eot_id|>"
     assert text.decode(text.encode(said)) == said
     assert text.decode([*text.plain_ids("x"), text.end_id()]) == "x"
-    assert text.encode_all(["a b", ""]) == [text.encode("a b"), []]
+    assert list(text.encode_all(["a b", ""])) == [text.encode("a b"), []]
 
 
 def test_a_missing_or_broken_tokenizer_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -211,6 +211,62 @@ def test_a_walk_with_one_fault_fails_the_comparison(monkeypatch, mutation):
     assert worst(with_gradients(ours(20), a, weights), truth) > 1e-3
 
 
+def off_by(a, skip, tile):
+    """The largest error of a row's directions over its bound skip (1 - p) max |W[j]|, and how much of the terms was used."""
+    used, gather = [], reference.Walk.gather
+
+    def noting(self, share, *rest):
+        used.append(1.0 if self.kept is None else len(self.kept) / len(share))
+        gather(self, share, *rest)
+
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference.Walk, "gather", noting)
+        for share in (0.0, skip):
+            used.clear()
+            found[share] = with_gradients(
+                lambda a, s=share: token_logprob(**a, tile=tile, skip=s), a, torch.ones(len(a["hidden"]))
+            )
+    assert torch.equal(found[0.0]["logp"], found[skip]["logp"])
+    left, worst_of_all = -torch.expm1(found[skip]["logp"]), 0.0
+    for side, rows in (("hidden", "head"), ("low", "up")):
+        gaps = (found[skip][side] - found[0.0][side]).norm(dim=1)
+        bound = skip * left * a[rows].norm(dim=1).max()
+        worst_of_all = max(worst_of_all, ((gaps - 1e-13) / bound).max().item())
+    return worst_of_all, sum(used) / len(used)
+
+
+@pytest.mark.parametrize("skip", [1e-6, 1e-2, 0.3])
+@pytest.mark.parametrize("tile", [1, 7, 64])
+def test_what_is_left_out_stays_within_its_bound_and_log_p_is_exact(skip, tile):
+    a = arguments(40, 9, 509, r=3, dtype=torch.float64, scale=3.0)
+    error, used = off_by(a, skip, tile)
+    assert error <= 1
+    assert used < 1
+
+
+def test_many_tiles_that_each_weigh_little_are_not_all_left_out(monkeypatch):
+    a = arguments(6, 4, 300, r=2, dtype=torch.float64, scale=1e-3)
+    a["low"] *= 1e-3  # all classes weigh nearly the same,
+    a["head"] += 1.0  # and what is left out adds up
+    error, used = off_by(a, 0.05, 1)
+    assert error <= 1
+    assert 0.9 < used < 0.99
+    real = reference.Walk.not_left_out
+
+    def forgetful(self, mass):
+        self.left_out = torch.zeros_like(mass)
+        return real(self, mass)
+
+    monkeypatch.setattr(reference.Walk, "not_left_out", forgetful)
+    assert off_by(a, 0.05, 1)[0] > 2
+
+
+def test_a_share_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="skip is 1"):
+        token_logprob(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), skip=1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_odds_ratio_and_its_slopes_equal_the_truth_from_one_to_minus_ten_thousand(dtype):
     chosen = -torch.logspace(-12, 4, 200, dtype=dtype)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("mint/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "cli.py"])
 
 FLOORS = [
+    "transfer",
     "types errors progress schedules kernels signals",
     "parallel",
     "files config devices trees tries losses ranking",

@@ -8,10 +8,14 @@ from checkpoints import write_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mint import listing
 from mint.answers import answer_text, parse_answer
+from mint.chat import ChatTokenizer
 from mint.decoders import Decoder, load_decoder
+from mint.decoders.trunks import Trunks
 from mint.labels import LabelSet
 from mint.listing import Lister, lines_of
+from mint.tokens import learn_chat_tokenizer
 
 LABELS = (
     "Kabuki syndrome",
@@ -24,6 +28,7 @@ LABELS = (
     "日本病",
     "(odd",
 )
+NAMES = ("Kabuki syndrome", "Noonan syndrome")
 CASE = [{"role": "user", "content": "Short stature, ptosis."}]
 
 
@@ -90,16 +95,42 @@ def test_its_text_is_read_back_as_the_same_names(decoder: Decoder) -> None:
     assert tuple(named.label for named in parse_answer(answer.text or "", known)) == answer.top(4)
 
 
+@pytest.mark.parametrize(("ahead", "least"), [(0, 1.0), (3, 0.2), (500, 0.0)])
+def test_what_is_read_ahead_changes_nothing(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, ahead: int, least: float
+) -> None:
+    names = [f"{first} {second}{third}" for first in ("alpha", "beta") for second in "abc" for third in "123"]
+    wanted = by_hand(decoder, tuple(names), 7)
+    monkeypatch.setattr(listing, "AHEAD", ahead)
+    monkeypatch.setattr(listing, "LEAST", least)
+    answer = Lister(decoder, LabelSet(names)).write("a", CASE, 7)
+    assert answer.top(7) == tuple(name for name, _ in wanted)
+    found = [entry["logprob"] for entry in answer.ranking]
+    assert found == pytest.approx([logp for _, logp in wanted], rel=1e-5, abs=1e-4)
+
+
+def passes_of(decoder: Decoder, names: list[str], k: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each pass after the prompt's."""
+    passes, real = [], Trunks.run
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Trunks, "run", lambda own, ids, *rest, **more: passes.append(len(ids)) or real(own, ids, *rest, **more)
+        )
+        Lister(decoder, LabelSet(names)).write("a", CASE, k)
+    return passes
+
+
 def test_what_leaves_no_choice_is_not_asked(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that share nothing cost one pass each, the last name of the set none of its own, and one to score the end."""
-    from mint.decoders.trunks import Trunks
+    monkeypatch.setattr(listing, "AHEAD", 0)
+    assert len(passes_of(decoder, ["alpha one", "beta two", "gamma three"], 3, monkeypatch)) == 3
 
-    passes, real = [], Trunks.run
-    monkeypatch.setattr(
-        Trunks, "run", lambda self, ids, *rest, **more: passes.append(len(ids)) or real(self, ids, *rest, **more)
-    )
-    Lister(decoder, LabelSet(["alpha one", "beta two", "gamma three"])).write("a", CASE, 3)
-    assert len(passes) <= 5
+
+def test_what_is_likely_is_read_in_the_same_pass(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{first} {second}" for first in ("alpha", "beta") for second in "abcdef"]
+    many = passes_of(decoder, names, 8, monkeypatch)
+    monkeypatch.setattr(listing, "AHEAD", 0)
+    assert len(many) < 0.7 * len(passes_of(decoder, names, 8, monkeypatch))
 
 
 def test_the_parts_of_a_list_are_made_once(decoder: Decoder) -> None:
@@ -110,3 +141,15 @@ def test_a_tissue_list_has_its_own_heading(decoder: Decoder) -> None:
     answer = Lister(decoder, LabelSet(["Colon", "Lung"]), "tissue").write("a", CASE, 2)
     assert (answer.text or "").startswith("POTENTIAL_TISSUES:\n1. ")
     assert torch.tensor([entry["logprob"] for entry in answer.ranking]).isfinite().all()
+
+
+def test_a_list_has_the_tokens_that_the_same_text_has(decoder: Decoder) -> None:
+    """Whether a token holds the space after a number or the space before a name: a model reads what it was trained on."""
+    phrases = learn_chat_tokenizer(["a b c"], 600, ["POTENTIAL_DISEASES:", *(f"{n}. " for n in range(1, 10)), *NAMES])
+    for tokenizer in (decoder.tokenizer, ChatTokenizer(phrases, (0,), "")):
+        lines = lines_of(tokenizer, NAMES, "disease")
+        inside, last = ([lines.trie(end).token[lines.trie(end).path(int(leaf))].tolist() for leaf in lines.trie(end).leaf]
+                        for end in (False, True))  # fmt: skip
+        number = tokenizer.encode(f"2.{lines.gap}")
+        whole = tokenizer.encode(answer_text(NAMES, "disease"))
+        assert [*lines.start, *inside[0], *number, *last[1][:-1]] == whole

@@ -17,7 +17,7 @@ from torch import Tensor
 from mint.decoders import Decoder, layers, load_decoder
 from mint.decoders.layers import RMSNorm
 from mint.errors import ConfigError
-from mint.kernels import blocks
+from mint.kernels import between, blocks
 
 # Logits
 
@@ -154,12 +154,12 @@ def test_the_gradients_written_by_hand_are_those_of_autograd() -> None:
 
     pairs: list[tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]] = [
         (
-            lambda x, w: layers._Normalise.apply(x, w, 1e-5),
+            lambda x, w: between.Normalise.apply(x, w, 1e-5),
             lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * w,
             (x, weight),
         ),
-        (layers.SwiGLU.apply, lambda a, b: F.silu(a) * b, (x, y)),
-        (lambda x: layers.Rotation.apply(x, angles.cos(), angles.sin()), turned, (heads,)),
+        (between.SwiGLU.apply, lambda a, b: F.silu(a) * b, (x, y)),
+        (lambda x: between.Rotation.apply(x, angles.cos(), angles.sin()), turned, (heads,)),
     ]
     for ours, plain, inputs in pairs:
         for one, other in zip(_gradients(ours, *inputs), _gradients(plain, *inputs), strict=True):
@@ -285,16 +285,16 @@ def _unscaled(q: Tensor, k: Tensor, block: blocks.Block) -> Tensor:
     return _REAL_SCORES(q * 64**0.5 / 96**0.5, k, block)
 
 
-_REAL_ROTATE, _REAL_SPLIT, _REAL_MASK, _REAL_SCORES = layers._rotate, blocks._split, blocks._mask, blocks._scores
+_REAL_ROTATE, _REAL_SPLIT, _REAL_MASK, _REAL_SCORES = between.turn, blocks._split, blocks._mask, blocks._scores
 
 CODE: dict[str, tuple[Any, str, Any]] = {
-    "rotation backwards": (layers, "_rotate", _backwards),
-    "rotation interleaved": (layers, "_rotate", _interleaved),
-    "no rotation": (layers, "_rotate", lambda x, *_: x),
+    "rotation backwards": (between, "turn", _backwards),
+    "rotation interleaved": (between, "turn", _interleaved),
+    "no rotation": (between, "turn", lambda x, *_: x),
     "heads of a group": (blocks, "_split", _grouping),
     "mask off by one": (blocks, "_mask", _seen_once_more),
     "scale of the scores": (blocks, "_scores", _unscaled),
-    "gelu for silu": (layers.F, "silu", F.gelu),
+    "gelu for silu": (between.F, "silu", F.gelu),
 }
 
 

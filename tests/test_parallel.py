@@ -25,6 +25,7 @@ from mint.losses import OBJECTIVES
 from mint.pipeline import align, predict, prefer
 from mint.training import Trainer, runs
 from mint.training.batches import dealt
+from mint.training.launched import Launched
 from mint.types import Record
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -89,14 +90,14 @@ LONG = {"steps": 8, "save_every": 2, "dropout": 0.2, "objective": "dpo", "schedu
 
 def begin_and_break(model: Path, pairs: Path, out: Path) -> None:
     """A run that ends within its sixth step, as if it were killed there."""
-    real = Trainer.refuse_not_finite
+    real = Launched.refuse_not_finite
 
-    def breaking(self: Trainer, *rest: Any) -> None:
-        if self.step == 5:
+    def breaking(self: Launched) -> None:
+        if self.step == 6:
             os._exit(0)
-        real(self, *rest)
+        real(self)
 
-    Trainer.refuse_not_finite = breaking  # type: ignore[method-assign]
+    Launched.refuse_not_finite = breaking  # type: ignore[method-assign]
     align(settings_of(model, pairs, out, **LONG))
 
 

@@ -89,8 +89,9 @@ def test_every_mode_answers_every_case(words: list[str], tmp_path: Path, mode: s
     assert [row["id"] for row in found] == list(NOTES)
     for row in found:
         labels = [entry["label"] for entry in row["ranking"]]
-        assert len(set(labels)) == len(labels) == (0 if mode == "text" else 3)
-        assert set(labels) <= set(NAMES)
+        assert len(set(labels)) == len(labels)
+        assert mode == "text" or len(labels) == 3
+        assert {entry["label"] for entry in row["ranking"] if not entry.get("outside")} <= set(NAMES)
         assert ("text" in row) == (mode != "rank")
 
 
@@ -178,6 +179,16 @@ def test_passages_stand_before_the_case_and_in_the_prediction(words: list[str], 
     assert found[3]["passages"] == ["omim.txt#1: Noonan: webbed neck, short stature."]
     assert found[0]["ranking"][0]["logprob"] != pytest.approx(plain[0]["ranking"][0]["logprob"], abs=1e-3)
     assert "passages" not in plain[0]
+    one = run(
+        "--note", next(iter(NOTES.values())), *words, "--retrieve", str(tmp_path / "book"), "--passages", "1"
+    ).stdout
+    assert one.splitlines()[-1] == "after other.md#1: Kabuki: arched eyebrows."
+
+
+def test_a_wrong_set_is_refused_before_the_model_is_loaded(words: list[str], tmp_path: Path) -> None:
+    result = run("--note", "Short.", *words, "--labels", str(tmp_path / "nothere.txt"))
+    assert result.exit_code == 2
+    assert "loading" not in result.output
 
 
 @pytest.mark.parametrize("mode", ["rank", "list", "text"])
@@ -271,3 +282,27 @@ def test_a_second_run_into_the_same_file_is_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_asked_is_refused(decoder: Decoder, given: dict[str, Any], words: str) -> None:
     with pytest.raises((ConfigError, RecordError), match=words):
         list(predict([Record("a", note="x")], model=decoder, **given))
+
+
+def test_text_mode_names_what_is_outside_the_set(
+    decoder: Decoder, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"1. {NAMES[1].upper()}\n2. Borgia disease\n3. {NAMES[0]}\n4. {NAMES[1]}"
+    monkeypatch.setattr(Decoder, "generate", lambda _, ids, *__, **___: [decoder.tokenizer.encode(text)] * len(ids))
+    result = run(str(tmp_path / "cases.jsonl"), *words, "--mode", "text")
+    wanted = [{"label": NAMES[1]}, {"label": "Borgia disease", "outside": True}, {"label": NAMES[0]}]
+    assert [row["ranking"] for row in rows(result.stdout)] == [wanted] * len(NOTES)
+    table = run(str(tmp_path / "cases.jsonl"), *words, "--mode", "text", "--format", "table").stdout
+    assert table.count("outside the set: Borgia disease") == len(NOTES)
+
+
+def test_how_many_are_shown_changes_no_probability(words: list[str]) -> None:
+    few, many = (run("--note", "Short.", *words, "--top", top, "--format", "jsonl").stdout for top in ("1", "3"))
+    assert rows(few)[0]["ranking"] == rows(many)[0]["ranking"][:1]
+
+
+def test_one_json_object_holds_the_predictions_themselves(words: list[str]) -> None:
+    plain = rows(run("--note", "Short.", *words, "--format", "jsonl").stdout)
+    assert json.loads(run("--note", "Short.", *words, "--json").stdout) == {"rows": plain}
+    text = json.loads(run("--note", "Short.", *words, "--mode", "text", "--max-new-tokens", "4", "--json").stdout)
+    assert text["rows"][0]["text"]

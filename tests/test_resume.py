@@ -20,6 +20,7 @@ from mint.errors import CheckpointError, ConfigError, WorkError
 from mint.pipeline import align
 from mint.progress import set_quiet
 from mint.training import Trainer, runs
+from mint.training.launched import Launched
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 CONFIG = "adapter/adapter_config.json"
@@ -42,14 +43,14 @@ class Stopped(Exception):  # noqa: N818 - stands for a kill
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """From here on a run ends within the step after `step`, with its gradients made and its weights not moved."""
-    real = Trainer.refuse_not_finite
+    real = Launched.refuse_not_finite
 
-    def stopping(self: Trainer, *rest: Any) -> None:
-        if self.step == step:
+    def stopping(self: Launched) -> None:
+        if self.step == step + 1:
             raise Stopped
-        real(self, *rest)
+        real(self)
 
-    monkeypatch.setattr(Trainer, "refuse_not_finite", stopping)
+    monkeypatch.setattr(Launched, "refuse_not_finite", stopping)
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:
@@ -89,8 +90,8 @@ def test_a_resumed_run_takes_up_its_checkpoint_and_not_the_beginning(
         with pytest.raises(Stopped):
             trainer_of(model, tmp_path, 10, **settings).run()
     seen: list[int] = []
-    real = Trainer.advance
-    monkeypatch.setattr(Trainer, "advance", lambda self: seen.append(self.step) or real(self))
+    real = Trainer.launch
+    monkeypatch.setattr(Trainer, "launch", lambda self: seen.append(self.step) or real(self))
     monkeypatch.setattr("mint.training.progress", lambda *_: pytest.fail("the reference was computed again"))
     trainer_of(model, tmp_path, 10, **settings).run(resume=True)
     assert seen == [4, 5]

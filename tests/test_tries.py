@@ -6,13 +6,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mint.tries import ROOT, Trie, build_trie, pieces
+from mint.tries import ROOT, Texts, Trie, build_trie, pieces
 
-Texts = list[list[int]]
+Rows = list[list[int]]
 some_texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8)
 
 
-def starts(texts: Texts) -> list[tuple[int, ...]]:
+def starts(texts: Rows) -> list[tuple[int, ...]]:
     return sorted({tuple(text[:n]) for text in texts for n in range(1, len(text) + 1)})
 
 
@@ -25,8 +25,8 @@ def read(trie: Trie, node: int) -> tuple[int, ...]:
 @example(texts=[[1], [1, 2], [1, 2, 0], [0]])
 @example(texts=[[1, 2], [1, 2]])
 @example(texts=[[70000, 1], [256, 1], [1, 256]])
-def test_a_trie_holds_every_start_of_its_texts_once_in_order(texts: Texts) -> None:
-    trie, keys = build_trie(texts), starts(texts)
+def test_a_trie_holds_every_start_of_its_texts_once_in_order(texts: Rows) -> None:
+    trie, keys = build_trie(Texts.of(texts)), starts(texts)
     assert [read(trie, node) for node in range(len(trie))] == keys
     assert [keys[leaf] for leaf in trie.leaf] == [tuple(text) for text in texts]
     for node, key in enumerate(keys):
@@ -44,8 +44,8 @@ def test_a_trie_holds_every_start_of_its_texts_once_in_order(texts: Texts) -> No
 @settings(max_examples=120)
 @given(texts=some_texts, most=st.integers(1, 6))
 @example(texts=[[0, 0, 1], [0, 0, 2], [0, 1, 1], [1, 1, 1]], most=2)
-def test_pieces_score_every_edge_once_and_see_all_that_stands_above(texts: Texts, most: int) -> None:
-    trie, scored = build_trie(texts), []
+def test_pieces_score_every_edge_once_and_see_all_that_stands_above(texts: Rows, most: int) -> None:
+    trie, scored = build_trie(Texts.of(texts)), []
     for piece in pieces(trie, most):
         count = len(piece.ids)
         assert count - piece.again <= most
@@ -59,6 +59,6 @@ def test_pieces_score_every_edge_once_and_see_all_that_stands_above(texts: Texts
 
 
 @pytest.mark.parametrize("texts", [[], [[1], []]])
-def test_a_trie_of_nothing_is_refused(texts: Texts) -> None:
+def test_a_trie_of_nothing_is_refused(texts: Rows) -> None:
     with pytest.raises(ValueError, match="at least one text"):
-        build_trie(texts)
+        build_trie(Texts.of(texts))

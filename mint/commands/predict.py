@@ -71,11 +71,12 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     skipped: list[str] | None = [] if skip_bad else None
     source = _cases(cases, note, image, skipped)
     alone = not (words["retrieve"] or words["shard"] or words["tensor_parallel"])
-    if cases is None and words["mode"] == "text" and out is None and alone:
+    as_json = click.get_current_context().params["as_json"]
+    if cases is None and words["mode"] == "text" and out is None and alone and form == "auto" and not as_json:
         return _stream(source[0], **words)
     words.pop("temperature"), words.pop("seed")
     if out is None:
-        auto = "jsonl" if cases is not None else "table"
+        auto = "jsonl" if cases is not None or as_json else "table"
         return printed(pipeline.predict(source, skipped=skipped, **words), auto if form == "auto" else form)
     settings = {"cases": cases, "note": note, "image": image, **words}
     output = Output(out, settings, form) if parallel.first() else None
@@ -110,17 +111,22 @@ def _newest(words: dict[str, Any], note: str | None, image: str | None) -> dict[
     return {name: value for name, value in found.items() if words.get(name) is None}
 
 
-def _stream(one: Any, *, model: str, max_new_tokens: int, temperature: float, seed: int, top: int, modality: str,
-            kind: str, **words: Any) -> dict[str, Any]:  # fmt: skip
+def _stream(one: Any, *, model: str, labels: Any, max_new_tokens: int, temperature: float, seed: int, top: int,
+            modality: str, kind: str, **words: Any) -> dict[str, Any]:  # fmt: skip
     """Print the answer to one case as it is generated."""
     from ..decoders import load_decoder
+    from ..evaluation.outputs import outside
+    from ..pipeline import closed_set
     from ..predicting import Questioner
+    from ..progress import say
 
     loading = {name: words[name] for name in ("adapter", "device", "dtype", "date", "meta_masking")}
     decoder = load_decoder(model, **loading)
-    asked = Questioner(decoder, mode="text", modality=modality, kind=kind, top=top, max_new_tokens=max_new_tokens).put(
-        one
+    known = closed_set(labels)
+    questioner = Questioner(
+        decoder, known, mode="text", modality=modality, kind=kind, top=top, max_new_tokens=max_new_tokens
     )
+    asked = questioner.put(one)
     ids, said, shown = decoder.tokenizer.chat_ids(asked.messages, generate=True), [], ""
 
     def hear(_: int, token: int) -> None:
@@ -133,4 +139,6 @@ def _stream(one: Any, *, model: str, max_new_tokens: int, temperature: float, se
 
     decoder.generate([ids], max_new_tokens, temperature, seed=seed, images=[asked.images], on_token=hear)
     click.echo()
+    for line in outside(questioner.named(decoder.tokenizer.decode(said))):
+        say(line)
     return {}

@@ -50,21 +50,24 @@ class Decoder:
 
     def hidden(self, tree: TokenTree) -> Tensor:
         """Hidden states of every token of a tree, ready for the head: (T, D)."""
-        tree = tree.to(self.device)
-        layout = tree_layout(tree.end)
+        return self._hidden(tree, tree.to(self.device))
+
+    def _hidden(self, tree: TokenTree, moved: TokenTree) -> Tensor:
+        """The same for a tree that was moved to the device; what is to be read of it is read where it was before."""
+        layout = tree_layout(moved.end)
         if self.eyes is None:
             self._check_images(tree.images)
         seen = () if self.eyes is None else (self.eyes.look(tree),)
-        out: Tensor = self.network(tree.ids, tree.position, lambda _, q, k, v: tree_attention(q, k, v, layout), *seen)
+        out: Tensor = self.network(moved.ids, moved.position, lambda _, q, k, v: tree_attention(q, k, v, layout), *seen)
         return out
 
     def token_logp(self, tree: TokenTree) -> Tensor:
         """Log-probability of each scored edge of a tree: (E,) float32, differentiable; sum them with `tree.path_sums`."""
-        tree = tree.to(self.device)
-        rows, head = self.hidden(tree).index_select(0, tree.sources), self.network.lm_head
+        moved = tree.to(self.device)
+        rows, head = self._hidden(tree, moved).index_select(0, moved.sources), self.network.lm_head
         adapter = head.adapter(rows) if isinstance(head, lora.LoRAHead) and head.enabled else {}
         product = parallel.token_logprob if parallel.is_part(head.weight) else token_logprob
-        return product(rows, head.weight, tree.labels, **adapter)
+        return product(rows, head.weight, moved.labels, **adapter)
 
     @torch.inference_mode()
     def logits(self, ids: Tensor | Sequence[Sequence[int]], images: Any = None) -> Tensor:
@@ -104,7 +107,7 @@ class Decoder:
     def looking(self, prompts: Sequence[Sequence[int]], images: Any) -> Any:
         """The network, with what the prompts and all that follows them see of their images."""
         line = self._line(prompts, images) if all(prompts) and prompts else None
-        sight = None if line is None or self.eyes is None else self.eyes.look(line.to(self.device))
+        sight = None if line is None or self.eyes is None else self.eyes.look(line)
         return self.network if sight is None else Looking(self.network, sight)
 
     def _line(self, rows: Sequence[Sequence[int]], images: Any) -> TokenTree:

@@ -20,6 +20,7 @@ from ..errors import ConfigError
 from ..images import open_image
 from ..images.pixels import best_arrangement, mllama_pixels
 from ..images.rules import MllamaSettings
+from ..transfer import sent
 from ..types import TokenTree
 from .mllama import Mllama
 from .sight import Sight, read_spans
@@ -39,7 +40,10 @@ class Eyes:
     store: FeatureStore | None = None
 
     def look(self, tree: TokenTree) -> Sight | None:
-        """What the tokens of a tree see of `tree.images`, which stand in the order of their tokens; None: no image."""
+        """What the tokens of a tree see of `tree.images`, which stand in the order of their tokens; None: no image.
+
+        The tree is read here, so it lies on the processor where nothing is to wait.
+        """
         marks = int((tree.ids == self.network.config.image_token).sum())
         if marks != len(tree.images):
             raise ConfigError(f"{len(tree.images)} images for {marks} image tokens; each token needs its own image")
@@ -89,7 +93,7 @@ class Eyes:
             if self.store is None:
                 return make()
             device = self.network.model.multi_modal_projector.weight.device
-            return self.store.fetch(f"{name}-{self.fingerprint}", make).to(device)
+            return sent(self.store.fetch(f"{name}-{self.fingerprint}", make), device)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .. import parallel
+from ..kernels import rms_norm, rotate, swiglu
+from ..transfer import sent
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q (N, H, d), k (N, K, d), v (N, K, d)) -> (N, H, d): who sees whom."""
@@ -83,94 +84,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            out: Tensor = _Normalise.apply(x, self.weight, self.eps)
-            return out
-        return _normalise(x, self.eps)[0].mul_(self.weight)
-
-
-def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    exact = x if x.dtype == torch.float64 else x.float()
-    scale = torch.rsqrt(exact.square().mean(dim=-1, keepdim=True).add_(eps))
-    return (exact * scale).to(x.dtype), scale
-
-
-class _Normalise(torch.autograd.Function):
-    """RMSNorm that keeps its input and one number per token for backward, instead of three copies of the input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out, scale = _normalise(x, eps)
-        ctx.save_for_backward(x, weight, scale)
-        return out.mul_(weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, weight, scale = ctx.saved_tensors
-        normal = x * scale
-        d_weight = (grads[0] * normal).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        grad = (grads[0] * weight).to(scale.dtype)
-        inner = (grad * normal).mean(dim=-1, keepdim=True)
-        return grad.sub_(normal.mul_(inner)).mul_(scale).to(x.dtype), d_weight, None
-
-
-class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up; backward computes silu again instead of keeping it."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        d_up = F.silu(gate).mul_(grads[0])
-        d_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
-        return d_gate, d_up
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up; nothing is recorded where no gradient is wanted, for that costs more than a short row itself."""
-    if not torch.is_grad_enabled():
-        return F.silu(gate).mul_(up)
-    out: Tensor = SwiGLU.apply(gate, up)
-    return out
-
-
-class Rotation(torch.autograd.Function):
-    """x cos + rotate_half(x) sin on the halves of each head, as stored (not interleaved); its gradient turns back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotate(grads[0], cos, sin, -1), None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
-    """x (N, H, d); cos and sin (N, 1, d / 2): each half of a head has the same angles."""
-    left, right = x.chunk(2, dim=-1)
-    out = torch.empty_like(x)
-    new_left, new_right = out.chunk(2, dim=-1)
-    torch.mul(left, cos, out=new_left).addcmul_(right, sin, value=-way)
-    torch.mul(right, cos, out=new_right).addcmul_(left, sin, value=way)
-    return out
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (N, H, d) turned by its position's angles: (N, H, d)."""
-    if not torch.is_grad_enabled():
-        return _rotate(x, cos, sin, 1)
-    out: Tensor = Rotation.apply(x, cos, sin)
-    return out
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Rope:
@@ -181,7 +95,7 @@ class Rope:
 
     def __call__(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Angles of each token: (N,) -> cos and sin, each (N, 1, d / 2); computed in float32, then cast."""
-        self.inverse = self.inverse.to(position.device)
+        self.inverse = sent(self.inverse, position.device)
         angles = position[:, None, None] * self.inverse
         return angles.cos().to(dtype), angles.sin().to(dtype)
 

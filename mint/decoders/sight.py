@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..transfer import sent
 
 Pair = tuple[Tensor, Tensor]
 
@@ -73,6 +74,7 @@ class Sight:
     whole: Sequence[slice]  # and of all its tiles, where a token sees them all
     spans: Sequence[Span]
     kept: dict[int, Pair] = field(default_factory=dict)
+    marks: Tensor | None = None  # what `after_image` gives to all layers
 
     def keys_values(self, layer: int, make: Callable[[Tensor], Pair]) -> Pair:
         """The keys and values (K, S, d) of a layer, made once for all tokens and all steps."""
@@ -95,16 +97,18 @@ class Sight:
 
     def after_image(self, x: Tensor) -> Tensor:
         """1 for the tokens that stand after a picture, else 0: (N, 1) like x."""
-        marks = [float(bool(span.pictures) and not span.before) for span in self.spans]
-        counts = torch.tensor([span.stop - span.first for span in self.spans], device=x.device)
-        return torch.tensor(marks, dtype=x.dtype, device=x.device).repeat_interleave(counts)[:, None]
+        if self.marks is None:
+            each = [float(bool(span.pictures) and not span.before) for span in self.spans]
+            counts = torch.tensor([span.stop - span.first for span in self.spans])
+            self.marks = sent(torch.tensor(each, dtype=x.dtype).repeat_interleave(counts)[:, None], x.device)
+        return self.marks
 
     def following(self, tokens: int) -> Sight:
         """What so many more tokens see, the same number after each text: what the last token of the text sees."""
         last = [span for span in self.spans if span.ends]
         count = tokens // len(last)
         spans = [replace(span, first=row * count, stop=(row + 1) * count) for row, span in enumerate(last)]
-        return replace(self, spans=spans)
+        return replace(self, spans=spans, marks=None)
 
 
 def _rows(x: Tensor, rows: Sequence[slice]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ..errors import RecordError
+from ..transfer import sent
 from .layers import Embedding
 from .vision_config import VisionConfig
 
@@ -62,7 +63,7 @@ class VisionTower(nn.Module):
             for row, kind in zip(rows, kinds, strict=True)
         ]
         back = torch.argsort(torch.cat(rows))
-        return torch.cat(parts)[back.to(parts[0].device)]
+        return torch.cat(parts)[sent(back, parts[0].device)]
 
     def _features(self, pixels: Tensor, ids: Tensor, present: int) -> Tensor:
         """The features of pictures that all have `present` tiles."""
@@ -79,7 +80,7 @@ class VisionTower(nn.Module):
     def _patches(self, pixels: Tensor, ids: Tensor) -> Tensor:
         """Each patch embedded and placed, the class token of its tile first: (N, M, P, D)."""
         weight = self.patch_embedding.weight
-        tiles = pixels.to(weight.device, weight.dtype).flatten(0, 1)
+        tiles = sent(pixels, weight.device).to(weight.dtype).flatten(0, 1)
         x = self.patch_embedding(tiles).flatten(2).transpose(1, 2).unflatten(0, pixels.shape[:2])
         x = x + self.pre_tile_positional_embedding(ids)
         x = torch.cat([self.class_embedding.expand(*x.shape[:2], 1, -1), x], 2)
@@ -134,7 +135,7 @@ class TileEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(N,) -> (N, M, 1, D)."""
-        rows: Tensor = self.embedding(ids.to(self.gate.device)) * self.gate.tanh()
+        rows: Tensor = self.embedding(sent(ids, self.gate.device)) * self.gate.tanh()
         return rows.view(len(rows), self.tiles, 1, -1)
 
 
@@ -151,7 +152,7 @@ class PositionEmbedding(nn.Module):
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         """x (N, M, P, D) with the places of its patches added."""
         gate = self.gate.tanh()
-        in_arrangement: Tensor = self.tile_embedding(ids.to(self.gate.device))
+        in_arrangement: Tensor = self.tile_embedding(sent(ids, self.gate.device))
         return x + (1 - gate) * self.embedding + gate * in_arrangement.view_as(x)
 
 

@@ -15,7 +15,8 @@ from ..files import held, read_json, replacing, write_json
 from ..types import Prediction
 from .predictions import prediction_row, read_predictions
 
-COLUMNS = ("id", "place", "label", "logprob", "probability", "text", "passages")
+COLUMNS = ("id", "place", "label", "logprob", "probability", "outside", "text", "passages")
+_WIDTH = 100  # characters of a passage in a table
 
 
 class Output:
@@ -96,7 +97,7 @@ def csv_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
         passages = " | ".join(prediction.passages)
         shown: list[Mapping[str, Any]] = list(prediction.ranking) or [{}]
         for place, entry in enumerate(shown, start=1):
-            numbers = (entry.get(key, "") for key in ("label", "logprob", "probability"))
+            numbers = (entry.get(key, "") for key in ("label", "logprob", "probability", "outside"))
             yield _csv((prediction.id, place, *numbers, prediction.text or "", passages))
 
 
@@ -107,11 +108,22 @@ def _csv(cells: Iterable[Any]) -> str:
 
 
 def table(prediction: Prediction) -> str:
-    """One prediction for a person."""
-    if not prediction.ranking:
-        return prediction.text or ""
-    rows = enumerate(prediction.ranking, 1)
-    return "\n".join(f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in rows)
+    """One prediction for a person, with the passages that stood before the case."""
+    entries = prediction.ranking
+    if any("probability" in entry for entry in entries):
+        lines = [f"{place:3}  {entry['probability']:7.4f}  {entry['label']}" for place, entry in enumerate(entries, 1)]
+    else:
+        lines = [prediction.text or "", *outside(entries)]
+    return "\n".join([*lines, *(f"after {_shortened(passage)}" for passage in prediction.passages)])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
+
+
+def outside(ranking: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each name of a free text that is no label of the closed set."""
+    return [f"outside the set: {entry['label']}" for entry in ranking if entry.get("outside")]
 
 
 def printed(predictions: Iterable[Prediction], form: str) -> Iterator[Any]:

@@ -2,6 +2,9 @@
 
 A run that is resumed makes the same numbers, bit for bit, as one that was never interrupted.
 
+Nothing of a step waits for a GPU: it is launched whole, and its numbers are read when the next one has been launched, so
+the GPU always has work. What is to outlive the process (a checkpoint, an evaluation) is made of steps that were read.
+
 On several ranks each has the whole adapter and takes its share of a step's pairs; sums and gradients are added up before
 the optimiser moves, so all ranks stay equal. The first one alone writes.
 """
@@ -12,6 +15,7 @@ import hashlib
 import math
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +29,13 @@ from .. import parallel
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
 from ..devices import keep_freed_memory, peak_memory
-from ..errors import ConfigError, RecordError, Stopped, WorkError
+from ..errors import ConfigError, RecordError, Stopped
 from ..images import content_key
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
 from ..schedules import scheduled
 from ..signals import asked_to_stop
+from ..transfer import arriving, sent
 from ..weights.adapters import write_adapter
 from . import runs
 from .batches import (
@@ -45,6 +50,7 @@ from .batches import (
     total_steps,
 )
 from .gradients import Gradients
+from .launched import Launched
 from .objectives import METRICS, batch_loss, likelihood_tokens, objective_batch
 from .rounds import rounds
 
@@ -64,6 +70,7 @@ class Trainer:
     reference: dict[str, Tensor] = field(default_factory=dict)
     asked: Callable[[], bool] = lambda: False  # whether this process was asked to stop
     stopping: bool = False  # whether any rank was
+    read_at: float = 0.0  # when the numbers of a step were last read
 
     def __post_init__(self) -> None:
         if self.decoder.device.type == "cpu":  # activations are computed again where memory counts more than time
@@ -73,6 +80,7 @@ class Trainer:
             f"{name}.{side}": getattr(layer, side) for name, layer in layers.items() for side in ("lora_A", "lora_B")
         }
         on_gpu = self.decoder.device.type == "cuda"
+        self.behind = int(on_gpu)  # steps that may be under way when the next one is launched
         groups = [{"params": alike} for alike in parallel.kinds(list(self.weights.values()))]
         self.optimizer = torch.optim.AdamW(
             groups, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=on_gpu or None
@@ -101,18 +109,26 @@ class Trainer:
 
     def walk(self) -> None:
         """The steps that are left."""
+        under_way: deque[Launched] = deque()
         with Progress("training", self.total, "step", self.step) as bar:
             while self.step < self.total:
-                row = self.advance()
-                if parallel.first():
-                    self.metrics.add(row)
-                bar.advance(1, f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s")
-                self.after_step()
+                under_way.append(self.launch())
+                while len(under_way) > (0 if self.stopping or self.evaluates() or self.saves() else self.behind):
+                    row = self.read(under_way.popleft())
+                    if parallel.first():
+                        self.metrics.add(row)
+                    bar.advance(1, f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s")
+                if not under_way:
+                    self.after_step()
                 if self.stopping and self.step < self.total:
                     raise Stopped(f"stopped after step {self.step} of {self.total}, which is saved", str(self.folder))
 
     def advance(self) -> dict[str, Any]:
-        """One step of the optimiser; returns its line of metrics."""
+        """One step of the optimiser, to its end; returns its line of metrics."""
+        return self.read(self.launch())
+
+    def launch(self) -> Launched:
+        """One step of the optimiser, which nothing waits for."""
         start = time.perf_counter()
         members = step_pairs(self.pairs, self.step, self.settings)
         warmup = math.ceil(self.settings.warmup * self.total)
@@ -121,26 +137,22 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         totals, tokens = self.accumulate(members)
-        *values, gradient = torch.cat([totals, self.clip().reshape(1).to(totals)]).tolist()
-        self.refuse_not_finite(values, gradient, members)
+        numbers = arriving(torch.cat([totals, self.clip().reshape(1).to(totals)]))
+        launched = Launched(self.step + 1, members, rate, tokens, start, numbers)
+        if not self.behind:  # the numbers are here: what is none gets not even into this process's adapter
+            launched.refuse_not_finite()
         self.optimizer.step()
         self.step += 1
-        seconds = time.perf_counter() - start
-        row = dict(zip(METRICS, values, strict=True))
-        if not OBJECTIVES[self.settings.objective].preference:
-            row.update({name: None for name in METRICS if name not in ("loss", "nll_loss", "logps/chosen")})
+        return launched
+
+    def read(self, launched: Launched) -> dict[str, Any]:
+        """Wait for the numbers of a step; returns its line of metrics."""
+        launched.refuse_not_finite()
+        before, self.read_at = max(launched.start, self.read_at), time.perf_counter()
         asked, peak = parallel.highest(self.asked(), peak_memory(self.decoder.device))
         self.stopping = bool(asked)
-        epoch = self.step / steps_per_epoch(len(self.pairs), self.settings.batch_size)
-        facts = {"grad_norm": gradient, "learning_rate": rate, "tokens": tokens, "tokens_per_second": tokens / seconds}
-        return {
-            "step": self.step,
-            "epoch": round(epoch, 6),
-            **row,
-            **facts,
-            "step_seconds": seconds,
-            "peak_memory_bytes": int(peak),
-        }
+        epoch = launched.step / steps_per_epoch(len(self.pairs), self.settings.batch_size)
+        return launched.metrics(self.settings, epoch, self.read_at - before, int(peak))
 
     def accumulate(self, members: Sequence[TokenPair]) -> tuple[Tensor, int]:
         """Forward and backward over the batches of a step: METRICS and the tokens computed, summed over all ranks,
@@ -179,26 +191,24 @@ class Trainer:
             clip_grads_with_norm_(alike, longest, norm)
         return norm
 
-    def refuse_not_finite(self, values: Sequence[float], gradient: float, members: Sequence[TokenPair]) -> None:
-        """Stop before a step that is not a number gets into the adapter."""
-        if math.isfinite(gradient) and all(map(math.isfinite, values[:2])):
-            return
-        names = ", ".join(repr(pair.id) for pair in members)
-        raise WorkError(
-            f"step {self.step + 1}: loss {values[0]}, gradient norm {gradient}; pairs of the step: {names}; nothing of it "
-            f"was kept and the last checkpoint is intact: start again with a lower --lr, or without these pairs"
-        )
-
     def after_step(self) -> None:
         """Evaluate and save when it is time. The checkpoint comes last, so a run ended before it does all of this again."""
-        last = self.step == self.total
-        every = self.settings.eval_every or steps_per_epoch(len(self.pairs), self.settings.batch_size)
-        if self.held_out and (last or self.step % every == 0):
+        if self.evaluates():
             self.evaluate()
-        if last and self.best == math.inf:
+        if self.step == self.total and self.best == math.inf:
             self.write_adapter()
-        if last or self.stopping or (self.settings.save_every and self.step % self.settings.save_every == 0):
+        if self.stopping or self.saves():
             self.save()
+
+    def evaluates(self) -> bool:
+        """Whether an evaluation follows the last step that was launched."""
+        every = self.settings.eval_every or steps_per_epoch(len(self.pairs), self.settings.batch_size)
+        return bool(self.held_out) and (self.step == self.total or self.step % every == 0)
+
+    def saves(self) -> bool:
+        """Whether a checkpoint does."""
+        every = self.settings.save_every
+        return self.step == self.total or bool(every and self.step % every == 0)
 
     def evaluate(self) -> None:
         """The loss on the held-out pairs; the adapter is written when it is the best so far."""
@@ -223,7 +233,7 @@ class Trainer:
         """The reference's log-probabilities of these pairs: (b, 2)."""
         if not OBJECTIVES[self.settings.objective].reference:
             return None
-        return torch.stack([self.reference[pair.id] for pair in group]).to(self.decoder.device)
+        return sent(torch.stack([self.reference[pair.id] for pair in group]), self.decoder.device)
 
     def remember_reference(self) -> None:
         """Summed log-probabilities of all answers with the adapter off, once for the whole run."""

@@ -3,8 +3,8 @@
     python tests/bench/gpu.py --out bench.json           under 8 minutes on an H200
     python tests/bench/gpu.py --size tiny                whether every line runs, on any machine
 
-The options, the table and the JSON are those of `python -m mint.kernels.bench`, whose parts come first. The model has
-random weights and the peers (transformers, TRL and PEFT) have the same sizes.
+The options, the table and the JSON are those of `python -m mint.kernels.bench`, whose parts come first; then steps of the
+vision model of 11B. The models have random weights and the peers (transformers, TRL, PEFT and Liger) the same sizes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from mint.kernels.checks import DEVICE, DTYPE, gap
 from mint.kernels.measures import PARTS
 from mint.kernels.timing import Line, Part, Rates, Side, compared
-from models import SIZES, Size, attach, decoder_of, our_step, pairs_of, theirs, trl_step
+from models import SIZES, Size, attach, decoder_of, our_step, pairs_of, theirs, trl_step, turning_with_liger, with_liger
+from models_vision import RANK, seeing_decoder, seeing_operations, seeing_step
+from models_vision import SIZES as VISION_SIZES
 
 from mint.decoders import Decoder
 from mint.decoders.cache import PIECE
@@ -61,9 +64,28 @@ def training(rank_at: int, lengths_at: int) -> Callable[[str, Rates], Iterator[L
         sides: dict[str, Side] = {"ours": our_step(attach(decoder_of(size), rank), pairs)}
         if peers("trl", "peft", "transformers", "datasets"):
             sides["TRL + PEFT"] = later(lambda: trl_step(theirs(size), pairs, rank))
+            if rank_at == 0 and peers("liger_kernel") and DEVICE == "cuda":  # its kernels are Triton's
+                made = later(lambda: turning_with_liger(trl_step(with_liger(theirs(size)), pairs, rank)))
+                sides["TRL + PEFT + Liger"] = made
         floor = operations(size, lengths, len(pairs), rank) / rate["products"]
         case = f"{'/'.join(map(str, lengths))}, r {rank}, {len(pairs)} pairs"
         yield from compared("training step", case, sides, floor, rounds=size.rounds, count=(len(pairs), "pairs"))
+
+    return lines
+
+
+def seeing(trained: bool) -> Callable[[str, Rates], Iterator[Line]]:
+    """A part: the step of the vision model, its tower trained, or frozen and its features kept from the epoch before."""
+
+    def lines(name: str, rate: Rates) -> Iterator[Line]:
+        size = VISION_SIZES[name]
+        with TemporaryDirectory() as folder:
+            decoder = seeing_decoder(size, Path(folder), trained)
+            floor = seeing_operations(decoder, size, trained) / rate["products"]
+            case = f"tower {'trained' if trained else 'cached'}, {'/'.join(map(str, size.lengths))}, r {RANK}"
+            sides: dict[str, Side] = {"ours": seeing_step(decoder, size)}
+            count = (size.pairs, "pairs")
+            yield from compared("vision step", case, sides, floor, rounds=size.rounds, count=count)
 
     return lines
 
@@ -194,6 +216,8 @@ MODEL_PARTS = {
     "decode": Part(decoding, 60),
     "prefill": Part(prefill, 45),
     "rank": Part(ranking, 45),
+    "vision_cached": Part(seeing(False), 60),
+    "vision_trained": Part(seeing(True), 60),
 }
 
 if __name__ == "__main__":

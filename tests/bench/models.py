@@ -130,6 +130,33 @@ def theirs(size: Size) -> Any:
     return model
 
 
+def with_liger(model: Any) -> Any:
+    """The same model with Liger's norms and SwiGLU, and no model beside it; TRL's ORPO computes the loss from logits, which
+    stay."""
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+    from transformers.models.llama import modeling_llama
+
+    before = dict(vars(modeling_llama))
+    apply_liger_kernel_to_llama(model=model, fused_linear_cross_entropy=False, rope=False)
+    vars(modeling_llama).update(before)
+    return model
+
+
+def turning_with_liger(step: Callable[[], float]) -> Callable[[], float]:
+    """The step with Liger's rotation, which takes the place of transformers' for all models of a process, for so long."""
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+    from transformers.models.llama import modeling_llama
+
+    def side() -> float:
+        theirs, modeling_llama.apply_rotary_pos_emb = modeling_llama.apply_rotary_pos_emb, liger_rotary_pos_emb
+        try:
+            return step()
+        finally:
+            modeling_llama.apply_rotary_pos_emb = theirs
+
+    return side
+
+
 def pairs_of(size: Size, lengths: tuple[int, int, int]) -> list[Pair]:
     """Random pairs of exactly so many tokens, as many as a step has room for."""
     drawn = torch.Generator().manual_seed(0)
@@ -142,13 +169,18 @@ def pairs_of(size: Size, lengths: tuple[int, int, int]) -> list[Pair]:
 def our_step(decoder: Decoder, pairs: list[Pair], tokens_per_batch: int = 8192) -> Callable[[], float]:
     """One ORPO step of the adapter that the decoder has."""
     made = [TokenPair(str(at), p + c, p + r, len(p), len(p)) for at, (p, c, r) in enumerate(pairs)]
+    trainer = our_trainer(decoder, made, tokens_per_batch)
+    return lambda: float(trainer.advance()["loss"])
+
+
+def our_trainer(decoder: Decoder, pairs: list[TokenPair], tokens_per_batch: int) -> Trainer:
+    """A trainer whose every step takes all pairs, and that nothing ends."""
     settings = AlignSettings(
-        batch_size=len(made), steps=10**6, epochs=1e6, schedule="constant", warmup=0, save_every=0, beta=BETA,
+        batch_size=len(pairs), steps=10**6, epochs=1e6, schedule="constant", warmup=0, save_every=0, beta=BETA,
         tokens_per_batch=tokens_per_batch,
     )  # fmt: skip
-    trainer = Trainer(decoder, settings, Path("unused"), made)
     decoder.network.train()
-    return lambda: float(trainer.advance()["loss"])
+    return Trainer(decoder, settings, Path("unused"), pairs)
 
 
 def attach(decoder: Decoder, rank: int) -> Decoder:

@@ -8,7 +8,8 @@ is scaled up to all. It computes all logits, as the obvious code does; with `--k
 alone. `shared` is transformers with the prompt's keys and values computed once and repeated over batches of labels.
 With `--names`, a file of one name a line, the labels are these names, in a byte-pair vocabulary learnt on them. A random
 label has `--label-tokens` tokens and its end. `gemm_share` is the part of the machine's own matrix-product rate that
-rank mode reaches, counting each distinct token once. Search is timed after `--align` steps on `--best` of the labels.
+rank mode reaches, counting each distinct token once. Search is timed on a model that was trained on `--best` of the
+labels after the prompt, until their NLL a token is `--until`, or for `--align` steps.
 Time: both sides in one process, turn about, median; with `--computing`, of the time that one thread computed, which other
 users of a shared machine disturb less. Memory: the peak of each side above the loaded model, in one process.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import resource
 import statistics
 import sys
@@ -36,7 +38,7 @@ warnings.simplefilter("ignore")
 from align import SIZES, VOCABULARY, gemm_rate  # noqa: E402
 from checkpoints import SPECIALS, tokenizer, write_llama  # noqa: E402
 
-from mint.decoders import Decoder, load_decoder, lora  # noqa: E402
+from mint.decoders import Decoder, load_decoder  # noqa: E402
 from mint.decoders.heads import head_weight  # noqa: E402
 from mint.decoders.trunks import Trunks  # noqa: E402
 from mint.labels import LabelSet  # noqa: E402
@@ -44,7 +46,7 @@ from mint.listing import Lister, lines_of  # noqa: E402
 from mint.scoring import Layout, Ranker  # noqa: E402
 from mint.search import best_first  # noqa: E402
 from mint.trees import Text, token_tree  # noqa: E402
-from mint.tries import build_trie  # noqa: E402
+from mint.tries import Texts, build_trie  # noqa: E402
 
 TINY = {
     "hidden_size": 128,
@@ -77,7 +79,7 @@ def answers_of(decoder: Decoder, names: Sequence[str], words: Any) -> list[list[
     """The ids of each label with its end: the names', or random ones that share nothing."""
     end = decoder.tokenizer.special("<|eot_id|>")
     if names:
-        return [[*ids, end] for ids in decoder.tokenizer.encode_all(list(names))]
+        return [[*ids, end] for ids in decoder.tokenizer.encode_all(names)]
     drawn = torch.Generator().manual_seed(1)
     firsts = torch.randperm(VOCABULARY - 400, generator=drawn)[: words.labels].tolist()
     rest = torch.randint(400, VOCABULARY, (words.labels, words.label_tokens - 1), generator=drawn).tolist()
@@ -87,7 +89,7 @@ def answers_of(decoder: Decoder, names: Sequence[str], words: Any) -> list[list[
 def ranker_of(decoder: Decoder, answers: list[list[int]]) -> Ranker:
     """A ranker of labels that are given as ids."""
     ranker = Ranker(decoder, [str(n) for n in range(len(answers))])
-    layout = Layout((), build_trie(answers), torch.tensor([len(answer) for answer in answers]))
+    layout = Layout((), build_trie(Texts.of(answers)), torch.tensor([len(answer) for answer in answers]))
     object.__setattr__(ranker, "layout", layout)
     return ranker
 
@@ -186,16 +188,20 @@ def rank(decoder: Decoder, model: Any, prompt: list[int], answers: list[list[int
     }  # fmt: skip
 
 
-def align(decoder: Decoder, prompt: list[int], answers: list[list[int]], words: Any) -> None:
-    """A few steps that make some labels likely after the prompt."""
-    lora.attach(decoder.network, "all-linear", rank=8, alpha=16)
+def align(decoder: Decoder, prompt: list[int], answers: list[list[int]], words: Any) -> dict[str, float]:
+    """Train until some labels are likely after the prompt: to a mean NLL of `--until` a token, or for `--align` steps."""
     tree = token_tree([Text([*prompt, *answer], len(prompt)) for answer in answers[: words.best]])
-    weights = [p for p in decoder.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=words.lr)
-    for _ in range(words.align):
+    decoder.network.requires_grad_(True)
+    optimizer = torch.optim.AdamW(decoder.network.parameters(), lr=words.lr)
+    nll, steps = math.inf, 0
+    while nll > words.until and steps < words.align:
         optimizer.zero_grad()
-        (-decoder.token_logp(tree).mean()).backward()
+        loss = -decoder.token_logp(tree).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        nll, steps = float(loss.detach()), steps + 1
+    decoder.network.requires_grad_(False)
+    return {"steps": steps, "nll": round(nll, 3)}
 
 
 def search(decoder: Decoder, prompt: list[int], answers: list[list[int]], words: Any) -> dict[str, Any]:
@@ -206,21 +212,31 @@ def search(decoder: Decoder, prompt: list[int], answers: list[list[int]], words:
             trunk = Trunks(decoder.network, [prompt], decoder.device)
         return best_first(trunk, head_weight(decoder.network), ranker.layout.trie, 10)
 
-    full, found = ranker.logp([prompt])[0], best()
+    sides: dict[str, Work] = {"full": lambda: ranker.logp([prompt])[0], "search": best}
+    full, found = sides["full"](), best()
     if found is None:
         return {"bench": "search", "labels": len(answers), "gave_way": True}
-    seconds = timed({"full": lambda: ranker.logp([prompt]), "search": best}, words.rounds)
+    seconds = timed(sides, words.rounds)
     return {
-        "bench": "search", "labels": len(answers), "opened": found.opened,
+        "bench": "search", "labels": len(answers), "tokens": ranker.layout.size, "opened": found.opened,
         "same": list(found.texts) == full.sort(descending=True, stable=True).indices[:10].tolist(),
         "times_full": round(seconds["full"] / seconds["search"], 2),
+        "peak_bytes": {name: peak(work) for name, work in sides.items()},
     }  # fmt: skip
+
+
+def note_of(decoder: Decoder, tokens: int) -> list[dict[str, str]]:
+    """A conversation of so many tokens, or the few more of the last word."""
+    note = ""
+    while len(decoder.tokenizer.chat_ids([{"role": "user", "content": note}], generate=True)) < tokens:
+        note += " and short"
+    return [{"role": "user", "content": note}]
 
 
 def lists(decoder: Decoder, model: Any, names: Sequence[str], words: Any) -> dict[str, Any]:
     """List mode against `generate` with the same trie as its prefix function."""
     known, k = LabelSet(names), 10
-    messages = [{"role": "user", "content": "A note of some words. " * (words.prompt // 8)}]
+    messages = note_of(decoder, words.prompt)
     lister, parts = Lister(decoder, known), lines_of(decoder.tokenizer, known.labels, "disease")
     prompt = decoder.tokenizer.chat_ids(messages, generate=True)
     numbers = [decoder.tokenizer.encode(f"{place}.") for place in range(2, k + 1)]
@@ -271,9 +287,10 @@ def main() -> None:
     parser.add_argument("--size", default="120M", choices=[*SIZES, "tiny"])
     parser.add_argument("--dtype", default="float32")
     for name, value in {"labels": 500, "label-tokens": 8, "prompt": 300, "rounds": 3, "batch": 16, "separate": 64,
-                        "align": 30, "best": 20}.items():  # fmt: skip
+                        "align": 60, "best": 20}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--until", type=float, default=1.0)
     parser.add_argument("--names", type=Path)
     parser.add_argument("--keep-logits", action="store_true")
     parser.add_argument("--only", nargs="+", choices=("rank", "list", "search"), default=("rank", "list", "search"))
@@ -300,8 +317,8 @@ def main() -> None:
             print(json.dumps({**facts, **lists(decoder, model, names, words)}), flush=True)
         if "search" not in words.only:
             return
-        align(decoder, prompt, answers, words)
-        print(json.dumps({**facts, **search(decoder, prompt, answers, words)}), flush=True)
+        aligned = align(decoder, prompt, answers, words)
+        print(json.dumps({**facts, "aligned": aligned, **search(decoder, prompt, answers, words)}), flush=True)
 
 
 if __name__ == "__main__":
