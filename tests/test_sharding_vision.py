@@ -72,7 +72,7 @@ def worked(folder: Path, pictures: list[str], out: Path, layout: dict[str, Any])
         found = predict(records, model=folder, adapter=out / "everything/adapter", labels=LABELS, mode=mode, top=3,
                         modality=modality, max_new_tokens=5, device="cpu", dtype="float32", date="26 Jul 2024",
                         **layout)  # fmt: skip
-        rows += [[a.id, a.top(3), a.text, [entry["logprob"] for entry in a.ranking]] for a in found]
+        rows += [[a.id, a.top(3), a.text, [entry.get("logprob", 0.0) for entry in a.ranking]] for a in found]
     if parallel.first():
         write_json(out / "answers.json", rows)
 
