@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import Head, Walk, slices, walk
+from .reference import Head, Walk, Walked, slices, walk
 
 
 class PartWalk(NamedTuple):
@@ -21,18 +21,44 @@ class PartWalk(NamedTuple):
     total: Tensor  # (n,)
     label_logit: Tensor  # (n,); 0 where the label lies in another part
     sums: Tensor | None  # (n, D) sum of exp(logit - level) times the row of the head, of all rows but the label's
+    low_sums: Tensor | None  # (n, r) the same with the rows of the adapter's B
 
 
 @torch.no_grad()
-def part_walk(hidden: Tensor, head: Tensor, labels: Tensor, wanted: bool) -> PartWalk:
-    """hidden (n, D), head (v, D), labels (n,) counted from the first row of this part; sums only if `wanted`."""
+def part_walk(
+    hidden: Tensor, head: Tensor, labels: Tensor, wanted: bool, low: Tensor | None = None, up: Tensor | None = None
+) -> PartWalk:
+    """hidden (n, D), head (v, D), labels (n,) counted from the first row of this part; sums only if `wanted`.
+
+    logits = hidden headᵀ + low upᵀ, where low (n, r) and up (v, r) are of a LoRA on the head.
+    """
     exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    sums = torch.empty_like(hidden, dtype=exact) if wanted else None
+    sums, low_sums = (torch.empty_like(x, dtype=exact) if wanted and x is not None else None for x in (hidden, low))
     ends = [(hidden.new_empty(0, dtype=exact),) * 3]
     for rows in slices(len(hidden), Walk.rows):
-        part = hidden[rows]
-        walker = Walk(part, labels[rows], None if sums is None else sums[rows], None)
-        walk(walker, part, None, Head(head, None, None), Walk.width(len(part), max(len(head), 1), None))
+        part, its_low, its_sums, its_low_sums = (None if x is None else x[rows] for x in (hidden, low, sums, low_sums))
+        assert part is not None
+        walker = Walk(part, labels[rows], its_sums, its_low_sums)
+        walk(walker, part, its_low, Head(head, None, up), Walk.width(len(part), max(len(head), 1), None))
         ends.append((walker.level, walker.total, walker.label_logit))
     level, total, label_logit = (torch.cat(parts) for parts in zip(*ends, strict=True))
-    return PartWalk(level, total, label_logit, sums)
+    return PartWalk(level, total, label_logit, sums, low_sums)
+
+
+@torch.no_grad()
+def part_gradient(
+    hidden: Tensor,
+    head: Tensor,
+    low: Tensor,
+    up: Tensor,
+    labels: Tensor,
+    logp: Tensor,
+    label_logit: Tensor,
+    grad: Tensor,
+) -> Tensor:
+    """d loss / d up (v, r), where d loss / d log p is `grad` (n,), and log p and the label's logit are known of all parts."""
+    walked = Walked(logp, label_logit, None, None)
+    wants = [False, False, True]
+    _, _, d_up = Walk.again(hidden, low, Head(head, None, up), labels, walked, grad, None, wants)
+    assert d_up is not None
+    return d_up

@@ -61,9 +61,11 @@ class AlignSettings:
     recompute: bool | None = _of(
         None, "keep only each layer's input for backward; unless given: when memory asks for it"
     )
-    shard: bool = _of(False, "spread the decoder over the ranks that torchrun started, each holding its part alone")
+    shard: bool = _of(
+        False, "spread the decoder over the ranks that torchrun started, each with pairs of its own (FSDP2)"
+    )
     tensor_parallel: int | None = _within(
-        None, "ranks that hold one copy of the decoder together and share each product", 2
+        None, "ranks that hold one copy of the decoder together and share each product; 1: none", 1
     )
     cache_gb: float = _within(20.0, "GB on disk for what a frozen image tower makes of the pictures; 0: not kept", 0)
     meta_masking: bool = _of(
@@ -82,8 +84,6 @@ class AlignSettings:
             value = getattr(self, setting.name)
             if not setting.metadata["fits"](value):
                 raise ConfigError(f"--{setting.name.replace('_', '-')} {value}: wanted {setting.metadata['wanted']}")
-        if self.shard and self.tensor_parallel is not None:
-            raise ConfigError("--shard and --tensor-parallel: two ways to spread a decoder; give one of them")
         if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
             limits = f"--max-prompt-length {self.max_prompt_length}, --max-length {self.max_length}"
             raise ConfigError(f"{limits}: the prompt must leave room for an answer")
@@ -96,7 +96,7 @@ class AlignSettings:
     @property
     def spread(self) -> bool:
         """Whether each rank holds a part of the decoder alone."""
-        return self.shard or self.tensor_parallel is not None
+        return self.shard or (self.tensor_parallel or 1) > 1
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -25,6 +25,7 @@ __all__ = [
     "blocks",
     "branch_attention",
     "log_odds_ratio",
+    "part_gradient",
     "part_walk",
     "preference_terms",
     "products",
@@ -93,9 +94,16 @@ def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> T
     return reference.row_logsumexp(hidden, head, tile=tile)
 
 
-def part_walk(hidden: Tensor, head: Tensor, labels: Tensor, wanted: bool) -> parts.PartWalk:
+def part_walk(
+    hidden: Tensor, head: Tensor, labels: Tensor, wanted: bool, low: Tensor | None = None, up: Tensor | None = None
+) -> parts.PartWalk:
     """What some rows of a head (v, D) know of log p(label): see `kernels.parts`; plain PyTorch on every device."""
-    return parts.part_walk(hidden, head, labels, wanted)
+    return parts.part_walk(hidden, head, labels, wanted, low, up)
+
+
+def part_gradient(hidden: Tensor, head: Tensor, low: Tensor, up: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+    """The gradient of some rows of the adapter of a head: see `kernels.parts`."""
+    return parts.part_gradient(hidden, head, low, up, labels, *known)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

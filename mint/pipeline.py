@@ -164,9 +164,7 @@ def _student(settings: AlignSettings, weights: bool = True) -> tuple[Decoder, di
 
 def _spread_student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
     """The same, with each rank holding a part of it."""
-    if parallel.size() == 1:
-        option = "--shard" if settings.shard else "--tensor-parallel"
-        raise ConfigError(f"{option}: spreads the decoder over several processes; start them with torchrun")
+    _check_several(settings.shard)
     config: dict[str, Any] = {}
 
     def adapt(network: Any) -> Callable[[Any], None]:
@@ -174,8 +172,26 @@ def _spread_student(settings: AlignSettings) -> tuple[Decoder, dict[str, Any]]:
         config.update(made)
         return values
 
-    where, kind, date, tensor = settings.device, settings.dtype, settings.date, settings.tensor_parallel
-    return load_spread(settings.model, adapt, device=where, dtype=kind, date=date, tensor=tensor), config
+    decoder = load_spread(
+        settings.model,
+        adapt,
+        device=settings.device,
+        dtype=settings.dtype,
+        date=settings.date,
+        meta_masking=settings.meta_masking,
+        shard=settings.shard,
+        tensor=settings.tensor_parallel,
+    )
+    return decoder, config
+
+
+def _check_several(shard: bool) -> None:
+    if parallel.size() == 1:
+        option = "--shard" if shard else "--tensor-parallel"
+        raise ConfigError(
+            f"{option}: spreads the decoder over several processes; start them with torchrun, or leave it out (a run that is "
+            f"gone on with by one process takes --no-shard --tensor-parallel 1)"
+        )
 
 
 def _adapt(network: Any, settings: AlignSettings) -> tuple[dict[str, Any], Callable[[Any], None]]:
@@ -257,6 +273,7 @@ def predict(
     passages: int = 3,
     done: Collection[str] = (),
     skipped: list[str] | None = None,
+    shard: bool = False,
     tensor_parallel: int | None = None,
     reading: Mapping[str, Any] = READING,
     **loading: Any,
@@ -269,12 +286,12 @@ def predict(
     the encoder `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
     given as such is used as it is, so that many calls can share them. `opening` is how an answer begins, for a model
     whose answers are lists: in rank mode a label is then scored as the first name, or with `alone` as the only one. With
-    `tensor_parallel` so many ranks hold the decoder together.
+    `shard` all ranks hold the decoder together, with `tensor_parallel` so many of them.
     """
     known = closed_set(labels)  # what is small is read before the decoder, so that its faults cost no wait
     if isinstance(retrieve, str | Path):
         retrieve = open_retriever(retrieve, retriever, str(loading.get("device", "auto")))
-    decoder = model if isinstance(model, Decoder) else _answering(model, adapter, tensor_parallel, **loading)
+    decoder = model if isinstance(model, Decoder) else _answering(model, adapter, shard, tensor_parallel, **loading)
     questioner = Questioner(
         decoder,
         known,
@@ -296,14 +313,13 @@ def predict(
 
 
 def _answering(
-    model: str | Path, adapter: str | Path | None, ranks: int | None, *, meta_masking: bool = False, **loading: Any
+    model: str | Path, adapter: str | Path | None, shard: bool, tensor: int | None, **loading: Any
 ) -> Decoder:
-    """The decoder that is asked, of which each of so many ranks holds a part."""
-    if ranks is None:
+    """The decoder that is asked, of which each rank holds a part where it is spread."""
+    if not shard and tensor is None:
         parallel.apart()
-        return load_decoder(model, adapter=adapter, meta_masking=meta_masking, **loading)
-    if parallel.size() == 1:
-        raise ConfigError("--tensor-parallel: spreads the decoder over several processes; start them with torchrun")
+        return load_decoder(model, adapter=adapter, **loading)
+    _check_several(shard)
 
     def adapt(network: Any) -> Callable[[Any], None]:
         if adapter is None:
@@ -312,7 +328,7 @@ def _answering(
         lora.load(network, stored)
         return lambda network: lora.take_up(network, stored)
 
-    return load_spread(model, adapt, tensor=ranks, **loading)
+    return load_spread(model, adapt, shard=shard, tensor=tensor, **loading)
 
 
 def _answered(questioner: Questioner, records: Iterable[Record], skipped: list[str] | None) -> Iterator[Prediction]:
@@ -321,8 +337,10 @@ def _answered(questioner: Questioner, records: Iterable[Record], skipped: list[s
         yield from questioner.answers(records, skipped)
         return
 
-    def answered(turn: list[Record], left_out: list[str] | None) -> Iterator[dict[str, Any]]:
-        return map(asdict, questioner.answers(turn, left_out))
+    def answered(turn: list[Record], left_out: list[str] | None) -> list[dict[str, Any]]:
+        made = [asdict(answer) for answer in questioner.answers(turn, left_out)]
+        parallel.in_turn().finish()
+        return made
 
     for row in parallel.shared_out(records, answered, skipped):
         yield Prediction(row["id"], tuple(row["ranking"]), row["text"], tuple(row["passages"]))

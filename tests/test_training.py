@@ -16,8 +16,8 @@ from mint.decoders import load_decoder, lora
 from mint.errors import WorkError
 from mint.losses import OBJECTIVES
 from mint.training import Trainer
-from mint.training.batches import TokenPair, batch, step_pairs
-from mint.training.objectives import METRICS
+from mint.training.batches import CHOSEN, PATHS, REJECTED, TokenPair, batch, step_pairs
+from mint.training.objectives import METRICS, batch_loss
 from mint.training.runs import load_state, read_metrics
 
 Grads = dict[str, torch.Tensor]
@@ -70,6 +70,16 @@ def test_pieces_would_not_add_up_if_each_were_averaged_by_itself(model: Path, tm
         totals, _ = trainer.accumulate([pair])
         alone.append(totals[METRICS.index("nll_loss")].item())
     assert abs(sum(alone) / len(alone) - whole["nll_loss"]) > 1e-3  # the oracle can see the lengths
+
+
+def test_a_difference_of_long_sums_is_exact(model: Path, tmp_path: Path) -> None:
+    """An answer as likely as its reference has no margin; sums in float32 would leave one of a millionth of them."""
+    trainer = trainer_of(model, tmp_path, objective="ipo")
+    part = batch(trainer.pairs)
+    logp = -9 * torch.rand(len(part.tree.labels), generator=torch.Generator().manual_seed(0))
+    reference = part.tree.path_sums(logp.double()).view(-1, PATHS)[:, [CHOSEN, REJECTED]]
+    loss, _ = batch_loss(logp, part, trainer.settings, 1, len(trainer.pairs), reference)
+    assert float(loss) == pytest.approx((1 / (2 * trainer.settings.beta)) ** 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -170,7 +180,7 @@ def test_the_reference_is_the_base_with_the_adapter_off_and_is_computed_once(
     for pair in everything:
         sides = ((pair.chosen, pair.chosen_first), (pair.rejected, pair.rejected_first))
         wanted = torch.stack([token_logps(oracle, ids)[first - 1 :].sum() for ids, first in sides])
-        torch.testing.assert_close(trainer.reference[pair.id], wanted, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(trainer.reference[pair.id], wanted.double(), rtol=1e-5, atol=1e-4)
     state = load_state(tmp_path)
     assert state is not None
     assert torch.equal(state[0]["reference"], torch.stack([trainer.reference[pair.id] for pair in everything]))

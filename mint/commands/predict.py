@@ -25,6 +25,7 @@ from .frame import command, listed
     "--model", help="Folder or hub name of the decoder [default: that of the newest run, or the shipped one]."
 )
 @click.option("--adapter", help="Adapter folder, ours or PEFT's.")
+@click.option("--shard", is_flag=True, help="Spread the decoder over the processes that torchrun started.")
 @click.option("--tensor-parallel", type=click.IntRange(2), help="Ranks that hold one copy of the decoder together.")
 @click.option("--labels", help="The closed set: a file with one label a line, or CSV or JSON.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Classes to name.")
@@ -69,7 +70,7 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
     skipped: list[str] | None = [] if skip_bad else None
     source = _cases(cases, note, image, skipped)
-    alone = words["retrieve"] is None and words["tensor_parallel"] is None
+    alone = not (words["retrieve"] or words["shard"] or words["tensor_parallel"])
     as_json = click.get_current_context().params["as_json"]
     if cases is None and words["mode"] == "text" and out is None and alone and form == "auto" and not as_json:
         return _stream(source[0], **words)

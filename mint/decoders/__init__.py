@@ -65,10 +65,9 @@ class Decoder:
         """Log-probability of each scored edge of a tree: (E,) float32, differentiable; sum them with `tree.path_sums`."""
         moved = tree.to(self.device)
         rows, head = self._hidden(tree, moved).index_select(0, moved.sources), self.network.lm_head
-        if isinstance(head, lora.LoRALinear) and head.enabled:
-            return token_logprob(rows, head.weight, moved.labels, low=head.low(rows), up=head.lora_B.to(rows.dtype))
+        adapter = head.adapter(rows) if isinstance(head, lora.LoRAHead) and head.enabled else {}
         product = parallel.token_logprob if parallel.is_part(head.weight) else token_logprob
-        return product(rows, head.weight, moved.labels)
+        return product(rows, head.weight, moved.labels, **adapter)
 
     @torch.inference_mode()
     def logits(self, ids: Tensor | Sequence[Sequence[int]], images: Any = None) -> Tensor:
@@ -176,9 +175,16 @@ def load_decoder(
     network.requires_grad_(False)
     if adapter is not None:
         lora.load(network, open_adapter(network, adapter))
+    return finished(network, checkpoint, where, kind, date, meta_masking)
+
+
+def finished(
+    network: Any, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, date: str | None, meta_masking: bool
+) -> Decoder:
+    """The decoder of a network that has its weights, or is on the meta device, with what belongs to it."""
     eyes = _eyes(network, checkpoint, meta_masking) if isinstance(network, Mllama) else None
-    decoder = Decoder(network, checkpoint, where, kind, date, eyes)
-    if not meta:
+    decoder = Decoder(network, checkpoint, device, dtype, date, eyes)
+    if device.type != "meta":
         decoder.tokenizer.special("<|begin_of_text|>")  # a tokenizer that does not fit is refused now, not later
         _check_image_token(decoder)
     return decoder

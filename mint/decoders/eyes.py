@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..errors import ConfigError
 from ..images import open_image
 from ..images.pixels import best_arrangement, mllama_pixels
@@ -65,14 +66,17 @@ class Eyes:
 
     def features(self, name: str, picture: Any) -> tuple[Tensor, int]:
         """The projected features of a picture (M, P, D), and how many tiles it has; what is trained runs each time."""
-        tower, project = self.network.model.vision_model, self.network.model.multi_modal_projector
+        tower, projector = self.network.model.vision_model, self.network.model.multi_modal_projector
+
+        def project(x: Tensor) -> Tensor:
+            out: Tensor = projector(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            return out
+
         tiles = math.prod(best_arrangement(picture.height, picture.width, self.settings.size, self.settings.max_tiles))
         if _trained(tower):
-            trained: Tensor = project(self._tower(picture))
-            return trained, tiles
-        if _trained(project):
-            seen: Tensor = project(self._remembered(f"tower-{name}", lambda: self._tower(picture)))
-            return seen, tiles
+            return project(self._tower(picture)), tiles
+        if _trained(projector):
+            return project(self._remembered(f"tower-{name}", lambda: self._tower(picture))), tiles
         return self._remembered(f"projected-{name}", lambda: project(self._tower(picture))), tiles
 
     def _tower(self, picture: Any) -> Tensor:
@@ -99,8 +103,8 @@ class Eyes:
         for module in (model.vision_model, model.multi_modal_projector):
             for key, weight in module.state_dict().items():
                 if "lora_" not in key:
-                    sums = torch.stack([weight.double().sum(), weight.double().square().sum()]).tolist()
-                    parts.append(f"{key} {weight.dtype} {tuple(weight.shape)} {sums}")
+                    sums = torch.stack([weight.double().sum(), weight.double().square().sum()])
+                    parts.append(f"{key} {weight.dtype} {tuple(weight.shape)} {parallel.whole(sums).tolist()}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -36,9 +36,15 @@ class Linear(nn.Linear):
         super().__init__(width, out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if parallel.is_part(self.weight):  # the head alone
-            return parallel.logits(x, self.weight)
-        return quick_product(x, self.weight) if torch.is_inference_mode_enabled() else F.linear(x, self.weight)
+        weight = parallel.local(self.weight)
+        return quick_product(x, weight) if torch.is_inference_mode_enabled() else F.linear(x, weight)
+
+
+class Head(Linear):
+    """The product with the vocabulary, whose rows may be spread over the ranks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return parallel.logits(x, self.weight) if parallel.is_part(self.weight) else super().forward(x)
 
 
 class Embedding(nn.Embedding):

@@ -5,6 +5,7 @@ Shapes: N tokens of all rows in one line, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import CheckpointError
-from .layers import Attend, Block, Embedding, Linear, RMSNorm, Rope
+from .layers import Attend, Block, Embedding, Head, RMSNorm, Rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +163,19 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.model = LlamaModel(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def text(self) -> LlamaModel:
+        return self.model
+
+    def units(self) -> Iterator[nn.Module]:
+        """What computes by itself, inner before outer: where a decoder is spread over ranks, the weights of one such unit
+        come together for as long as it does."""
+        yield from self.model.layers
+        yield self.model
 
     def forward(self, ids: Tensor, position: Tensor, attend: Attend) -> Tensor:
         """Hidden states, ready for the head: (N,), (N,) -> (N, D)."""

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from .. import parallel
 from ..errors import CheckpointError, ConfigError
 from ..weights.adapters import Adapter, Pair
-from .layers import Linear, quick_product
+from .layers import Head, Linear, quick_product
 
 ALL_LINEAR = "all-linear"
 HEAD = "lm_head"
@@ -50,22 +50,36 @@ class LoRALinear(nn.Linear):
         drops = self.training and self.dropout > 0
         rows = x.reshape(-1, x.shape[-1])
         inner = F.dropout(rows, self.dropout) if drops else None
-        parts = (self.weight, self.bias, parallel.local(self.lora_A), parallel.local(self.lora_B), self.scale)
-        out: Tensor = _LowRank.apply(rows, inner, *parts, self.quick)
-        return out.view(*x.shape[:-1], self.weight.shape[0])
+        weight, a, b = (parallel.local(matrix) for matrix in (self.weight, self.lora_A, self.lora_B))
+        out: Tensor = _LowRank.apply(rows, inner, weight, self.bias, a, b, self.scale, self.quick)
+        return out if x.ndim == 2 else out.view(*x.shape[:-1], weight.shape[0])
 
     def product(self, x: Tensor) -> Tensor:
         """What the layer was before it was adapted."""
+        weight = parallel.local(self.weight)
         quick = self.quick and not (torch.is_grad_enabled() and x.requires_grad)
-        return quick_product(x, self.weight) if quick else F.linear(x, self.weight, self.bias)
-
-    def low(self, x: Tensor) -> Tensor:
-        """scale dropout(x) Aᵀ (N, r): what meets B, for a caller that multiplies by the weight itself."""
-        return F.dropout(x, self.dropout, self.training) @ (self.lora_A * self.scale).to(x.dtype).T
+        return quick_product(x, weight) if quick else F.linear(x, weight, self.bias)
 
     def merged(self) -> Tensor:
-        """W + scale B A, added in float32 and cast once."""
-        return torch.addmm(self.weight.float(), self.lora_B, self.lora_A, alpha=self.scale).to(self.weight.dtype)
+        """W + scale B A, added in float32 and cast once; of a head in parts this rank's rows of it."""
+        weight, a, b = (parallel.own_part(matrix)[0] for matrix in (self.weight, self.lora_A, self.lora_B))
+        return parallel.like(self.weight, torch.addmm(weight.float(), b, a, alpha=self.scale).to(weight.dtype))
+
+
+class LoRAHead(LoRALinear):
+    """An adapter on the head, whose rows, and those of B with them, may be spread over the ranks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not parallel.is_part(self.weight):
+            return super().forward(x)
+        adapter = self.adapter(x) if self.enabled else {}
+        return parallel.logits(x, self.weight, **adapter)
+
+    def adapter(self, x: Tensor) -> dict[str, Tensor]:
+        """What a product of x (N, D) with the vocabulary takes besides the weight: low = scale dropout(x) Aᵀ (N, r), and
+        up = B (V, r)."""
+        a = (parallel.head_factor(self.lora_A) * self.scale).to(x.dtype)
+        return {"low": F.dropout(x, self.dropout, self.training) @ a.T, "up": parallel.local(self.lora_B).to(x.dtype)}
 
 
 class _LowRank(torch.autograd.Function):
@@ -204,7 +218,8 @@ def _replace(network: nn.Module, name: str, rank: int, scale: float, dropout: fl
     base = getattr(holder, last)
     if isinstance(base, LoRALinear):
         raise ConfigError(f"{name} has an adapter already; merge it first, or start from it with --adapter")
-    layer = LoRALinear(base, rank, scale, dropout).train(network.training)
+    kind = LoRAHead if isinstance(base, Head) else LoRALinear
+    layer = kind(base, rank, scale, dropout).train(network.training)
     setattr(holder, last, layer)
     return layer
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import Attend, Embedding, FeedForward, RMSNorm
+from .layers import Attend, Embedding, FeedForward, Head, Linear, RMSNorm
 from .llama import LlamaModel
 from .mllama_config import EXTRA_ROWS, MllamaConfig
 from .sight import Sight
@@ -26,10 +26,10 @@ class CrossAttention(nn.Module):
     def __init__(self, config: MllamaConfig) -> None:
         super().__init__()
         width, self.head_width = config.hidden_size, config.head_dim
-        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_width, bias=False)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_width, bias=False)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_width, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_width, width, bias=False)
+        self.q_proj = Linear(width, config.num_attention_heads * self.head_width)
+        self.k_proj = Linear(width, config.num_key_value_heads * self.head_width)
+        self.v_proj = Linear(width, config.num_key_value_heads * self.head_width)
+        self.o_proj = Linear(config.num_attention_heads * self.head_width, width)
         self.q_norm = RMSNorm(self.head_width, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_width, config.rms_norm_eps)
 
@@ -132,7 +132,22 @@ class Mllama(nn.Module):
         super().__init__()
         self.config = config
         self.model = MllamaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
+
+    @property
+    def text(self) -> MllamaText:
+        return self.model.language_model
+
+    def units(self) -> Iterator[nn.Module]:
+        """As `Llama.units`. Keys and values of the pictures are made outside of the block that they belong to."""
+        tower = self.model.vision_model
+        yield from (*tower.transformer.layers, *tower.global_transformer.layers, tower)
+        yield self.model.multi_modal_projector
+        for block in self.text.layers:
+            if isinstance(block, CrossBlock):
+                yield from (block.cross_attn.k_proj, block.cross_attn.v_proj)
+            yield block
+        yield self.text
 
     def forward(self, ids: Tensor, position: Tensor, attend: Attend, sight: Sight | None = None) -> Tensor:
         """Hidden states, ready for the head: (N,), (N,) -> (N, D)."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import parallel
 from ..devices import free_memory
 from ..kernels import products
 from .layers import Linear
@@ -43,7 +44,8 @@ def _worth_packing(network: Any, rows: int, device: torch.device) -> list[Tensor
     if device.type != "cpu":
         return []
     layers = [m for m in network.modules() if isinstance(m, Linear) or (isinstance(m, LoRALinear) and m.quick)]
-    weights = [w for w in {id(layer.weight): layer.weight for layer in layers}.values() if _gains(w, rows)]
+    whole = {id(layer.weight): layer.weight for layer in layers if not parallel.is_part(layer.weight)}
+    weights = [weight for weight in whole.values() if _gains(weight, rows)]
     return weights if 2 * sum(weight.nbytes for weight in weights) < free_memory(device) else []
 
 

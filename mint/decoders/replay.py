@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from .cache import FixedCache
 
 STEPS = 16
@@ -18,8 +19,10 @@ STEPS = 16
 
 
 def worth_replaying(network: Any, count: int, device: torch.device) -> bool:
-    """A network that looks at pictures is no module but one with its pictures, and takes its steps one by one."""
-    return device.type == "cuda" and count >= STEPS and isinstance(network, nn.Module)
+    """A network that looks at pictures is no module but one with its pictures, and takes its steps one by one; so does one
+    that is spread over several processes."""
+    plain = device.type == "cuda" and count >= STEPS and isinstance(network, nn.Module)
+    return plain and not any(map(parallel.is_part, network.parameters()))
 
 
 class Replay:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.utils import get_total_norm
 
 from ..errors import ConfigError, WorkError
 
@@ -60,6 +61,8 @@ def shares() -> int:
 def apart() -> None:
     """From here on each rank has a decoder, or tokens, of its own."""
     _grid.update(tensor=1, group=None)
+    if size() > 1:
+        in_turn().begin()
 
 
 def first() -> bool:
@@ -207,15 +210,16 @@ def put(tensor: Tensor, value: Tensor) -> None:
         own.copy_(value[part] if part else value)
 
 
-def shard(network: Any, device: torch.device) -> None:
-    """Cut a decoder on the meta device into the parts of all ranks, and make room for this one's."""
-    apart()
-    _shards().shard(network, device)
+def spread(network: Any, device: torch.device, *, shard: bool, tensor: int) -> None:
+    """Cut a decoder on the meta device into the parts of all ranks, and make room for this one's: `tensor` neighbouring
+    ranks compute on the same tokens and share each product, and with `shard` the others share what is left (FSDP2)."""
+    _grid.update(group=_shards().spread(network, device, shard=shard, tensor=tensor), tensor=tensor)
 
 
-def split(network: Any, device: torch.device, ranks: int) -> None:
-    """The same, cut for ranks that compute on the same tokens, so many of them at a time (tensor parallel)."""
-    _grid.update(group=_shards().split(network, device, ranks), tensor=ranks)
+def like(tensor: Tensor, own: Tensor) -> Tensor:
+    """A tensor of which this rank holds `own` where it holds a part of `tensor`."""
+    out: Tensor = _shards().like(tensor, own) if size() > 1 else own
+    return out
 
 
 def settle(network: Any) -> None:
@@ -229,22 +233,54 @@ def local(tensor: Tensor) -> Tensor:
     return out
 
 
-def complete(weight: Tensor) -> None:
-    """Add up the gradient of a trained matrix over the ranks that hold a copy of the decoder together."""
+def complete(weight: Tensor, total: Tensor) -> None:
+    """Add up this rank's sum of the gradients of a matrix over the ranks that compute on the same tokens, in place."""
     if size() > 1:
-        _shards().complete(weight)
+        _shards().complete(weight, total)
 
 
-def logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """Logits of the same few rows on all ranks with a head in parts: (n, D), (V, D) -> (n, V)."""
-    out: Tensor = _vocabulary().logits(hidden, head)
+def is_pooled(weight: Tensor) -> bool:
+    """Whether backward adds up the gradient of a trained matrix over the ranks that have other tokens."""
+    return size() > 1 and bool(_shards().is_pooled(weight))
+
+
+def kinds(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors, those together that are spread over the same ranks."""
+    out: list[list[Tensor]] = _shards().kinds(tensors) if size() > 1 else [list(tensors)]
+    return out
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all tensors together, of those in parts the whole."""
+    if any(map(is_part, tensors)):
+        out: Tensor = _shards().total_norm(tensors)
+        return out
+    return get_total_norm(tensors)
+
+
+def head_factor(matrix: Tensor) -> Tensor:
+    """The matrix A of an adapter on the head, to compute with: each rank has all of it."""
+    out: Tensor = _vocabulary().head_factor(matrix) if size() > 1 else matrix
+    return out
+
+
+def logits(hidden: Tensor, head: Tensor, low: Tensor | None = None, up: Tensor | None = None) -> Tensor:
+    """Logits of this rank's rows with a head in parts: (n, D), (V, D) -> (n, V). An adapter as `token_logprob` has it."""
+    with in_turn().of("logits"):
+        out: Tensor = _vocabulary().logits(hidden, head, low, up)
     return out
 
 
 def row_logsumexp(hidden: Tensor, head: Tensor) -> Tensor:
-    """logsumexp over the vocabulary of the same rows on all ranks with a head in parts: (n, D), (V, D) -> (n,) float32."""
-    out: Tensor = _vocabulary().spread_logsumexp(hidden, head)
+    """logsumexp over the vocabulary of this rank's rows with a head in parts: (n, D), (V, D) -> (n,) float32."""
+    with in_turn().of("row_logsumexp"):
+        out: Tensor = _vocabulary().spread_logsumexp(hidden, head)
     return out
+
+
+def in_turn() -> Any:
+    """In which order ranks do what needs the parts of all, where they ask different things: see `Turns`."""
+    return import_module(f"{__name__}.turns").TURNS
 
 
 def _vocabulary() -> Any:
@@ -253,13 +289,17 @@ def _vocabulary() -> Any:
 
 def looked_up(ids: Tensor, table: Tensor) -> Tensor:
     """Rows of a table that is spread over the ranks: (n,), (V, D) -> (n, D); not differentiable, such a table is frozen."""
-    out: Tensor = _vocabulary().looked_up(ids, table)
+    with in_turn().of("looked_up"):
+        out: Tensor = _vocabulary().looked_up(ids, table)
     return out
 
 
-def token_logprob(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """log p(label) with a head that is spread over the ranks: (n, D), (V, D), (n,) -> (n,); differentiable in `hidden`."""
-    out: Tensor = _vocabulary().token_logprob(hidden, head, labels)
+def token_logprob(
+    hidden: Tensor, head: Tensor, labels: Tensor, *, low: Tensor | None = None, up: Tensor | None = None
+) -> Tensor:
+    """log p(label) with a head that is spread over the ranks: (n, D), (V, D), (n,) -> (n,); differentiable in `hidden`, and
+    in `low` (n, r) and `up`, this rank's rows of the B of an adapter on the head."""
+    out: Tensor = _vocabulary().token_logprob(hidden, head, labels, low, up)
     return out
 
 

@@ -16,13 +16,14 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from .. import parallel
 from ..config import AlignSettings
@@ -44,14 +45,14 @@ from .batches import (
     Batch,
     TokenPair,
     batch,
-    dealt,
-    split,
     step_pairs,
     steps_per_epoch,
     total_steps,
 )
+from .gradients import Gradients
 from .launched import Launched
 from .objectives import METRICS, batch_loss, likelihood_tokens, objective_batch
+from .rounds import rounds
 
 
 @dataclass
@@ -80,8 +81,9 @@ class Trainer:
         }
         on_gpu = self.decoder.device.type == "cuda"
         self.behind = int(on_gpu)  # steps that may be under way when the next one is launched
+        groups = [{"params": alike} for alike in parallel.kinds(list(self.weights.values()))]
         self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=on_gpu or None
+            groups, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=on_gpu or None
         )
         self.total = total_steps(len(self.pairs), self.settings)
         self.fingerprint = ""
@@ -135,11 +137,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         totals, tokens = self.accumulate(members)
-        self.add_up_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.weights.values(), self.settings.max_grad_norm or math.inf, foreach=self.decoder.device.type == "cuda"
-        )
-        numbers = arriving(torch.cat([totals, parallel.whole(norm.detach()).reshape(1).to(totals)]))
+        numbers = arriving(torch.cat([totals, self.clip().reshape(1).to(totals)]))
         launched = Launched(self.step + 1, members, rate, tokens, start, numbers)
         if not self.behind:  # the numbers are here: what is none gets not even into this process's adapter
             launched.refuse_not_finite()
@@ -157,44 +155,41 @@ class Trainer:
         return launched.metrics(self.settings, epoch, self.read_at - before, int(peak))
 
     def accumulate(self, members: Sequence[TokenPair]) -> tuple[Tensor, int]:
-        """Forward and backward over the batches of a step: METRICS and the tokens computed, summed over all ranks."""
-        totals, tokens = torch.zeros(len(METRICS), device=self.decoder.device), 0
+        """Forward and backward over the batches of a step: METRICS and the tokens computed, summed over all ranks,
+        as the gradients are."""
+        totals, tokens = torch.zeros(len(METRICS), dtype=torch.float64, device=self.decoder.device), 0
         pooled = likelihood_tokens(members, self.settings)
-        for group, counted in self.rounds(members):
+        groups = self.rounds(members)
+        gradients = Gradients(list(self.weights.values()), len(groups))
+        for group, counted in groups:
+            if not group:
+                continue
             part = objective_batch(group, self.settings)
             logp = self.decoder.token_logp(part.tree)
             part = Batch(part.pairs, part.tree.to(self.decoder.device), part.apart)
             loss, metrics = batch_loss(logp, part, self.settings, pooled, len(members), self.held(group))
             if loss.requires_grad:
                 (loss if counted else loss * 0.0).backward()
+                gradients.take()
             if counted:
                 totals, tokens = totals + metrics, tokens + len(part.tree)
-        totals, computed = totals.double(), torch.tensor([tokens])
+        computed = torch.tensor([tokens])
         parallel.add_up([totals, computed])
+        if torch.is_grad_enabled():
+            gradients.finish()
         return totals, int(computed)
 
-    def rounds(self, members: Sequence[TokenPair]) -> Iterator[tuple[list[TokenPair], bool]]:
-        """This rank's batches of a step, and whether they count. A decoder that is spread over the ranks computes on all of
-        them or on none, so a rank that has no more goes through another pair for nothing."""
-        groups = list(split(self.mine(members), self.settings.tokens_per_batch, self.decoder.picture_tokens))
-        rounds = int(parallel.highest(len(groups))[0]) if self.settings.shard else len(groups)
-        shortest = min(members, key=lambda pair: pair.size)
-        yield from ((group, True) for group in groups)
-        yield from (([shortest], False) for _ in range(rounds - len(groups)))
+    def rounds(self, pairs: Sequence[TokenPair]) -> list[tuple[list[TokenPair], bool]]:
+        """This rank's batches of some pairs, and whether they count."""
+        return rounds(pairs, self.settings, self.decoder.picture_tokens)
 
-    def mine(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
-        """This rank's share of some pairs."""
-        return dealt(pairs, parallel.shares(), self.decoder.picture_tokens)[parallel.share()]
-
-    def add_up_gradients(self) -> None:
-        """Each gradient becomes its sum over the ranks, if that has not happened in backward; one without pairs adds 0."""
-        if parallel.size() == 1 or self.settings.shard:
-            return
-        for weight in self.weights.values():
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            parallel.complete(weight)
-        grads = (weight.grad for weight in self.weights.values() if weight.grad is not None)
-        parallel.add_up([parallel.own_part(grad)[0] for grad in grads])
+    def clip(self) -> Tensor:
+        """Shorten the gradients to the longest norm that is allowed; returns the norm before."""
+        weights, longest = list(self.weights.values()), self.settings.max_grad_norm or math.inf
+        norm = parallel.total_norm([weight.grad for weight in weights if weight.grad is not None])
+        for alike in parallel.kinds(weights):
+            clip_grads_with_norm_(alike, longest, norm)
+        return norm
 
     def after_step(self) -> None:
         """Evaluate and save when it is time. The checkpoint comes last, so a run ended before it does all of this again."""
@@ -246,16 +241,13 @@ class Trainer:
             return
         everything = [*self.pairs, *self.held_out]
         place = {pair.id: at for at, pair in enumerate(everything)}
-        found = torch.zeros(len(everything), 2)
-        groups = list(split(self.mine(everything), self.settings.tokens_per_batch, self.decoder.picture_tokens))
-        rounds = int(parallel.highest(len(groups))[0])
-        empty = [everything[0]] if self.settings.shard else []  # computed for nothing: see `rounds`
+        found = torch.zeros(len(everything), 2, dtype=torch.float64)
+        groups = self.rounds(everything)
         with torch.no_grad(), lora.switched_off(self.decoder.network):
-            for turn in progress(range(rounds), "reference", rounds, "group"):
-                for group in groups[turn : turn + 1]:
-                    found[[place[pair.id] for pair in group]] = self.answer_sums(group)
-                if turn >= len(groups) and empty:
-                    self.answer_sums(empty)
+            for group, counted in progress(groups, "reference", len(groups), "group"):
+                sums = self.answer_sums(group) if group else torch.zeros(0, 2)
+                if counted:
+                    found[[place[pair.id] for pair in group]] = sums
                 if parallel.highest(self.asked())[0]:
                     raise Stopped("stopped before the first step; nothing is lost", str(self.folder))
         parallel.add_up([found])
@@ -264,7 +256,7 @@ class Trainer:
     def answer_sums(self, group: Sequence[TokenPair]) -> Tensor:
         """Summed log-probabilities of the chosen and the rejected answer of each pair: (b, 2) on the processor."""
         part = batch(group, with_prompt=False)
-        sums = part.tree.path_sums(self.decoder.token_logp(part.tree).cpu()).view(-1, PATHS)
+        sums = part.tree.path_sums(self.decoder.token_logp(part.tree).cpu().double()).view(-1, PATHS)
         return sums[:, [CHOSEN, REJECTED]]
 
     def save(self) -> None:

@@ -69,7 +69,7 @@ def _expected(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSetti
         "activation_bytes": activation_bytes(decoder, largest) + tower_bytes(decoder, pairs, settings),
     }
     if settings.spread:  # nothing was loaded, so nothing can be timed
-        return expected | plans(decoder, largest, settings.recompute, settings.tensor_parallel)
+        return expected | plans(decoder, largest, settings.recompute, settings.tensor_parallel, settings.shard)
     return expected | {"seconds_expected": round(operations / (0.6 * _rate(decoder)), 1)}
 
 

@@ -159,7 +159,7 @@ class Batch:
 def batch(pairs: Sequence[TokenPair], *, with_prompt: bool = True, with_rejected: bool = True) -> Batch:
     """The tree of some pairs. A part that the objective does not look at stays in its place as an empty path."""
     trees = []
-    for _, same in groupby(pairs, key=_beginning):
+    for _, same in groupby(pairs, key=beginning):
         members = list(same)
         texts = []
         for pair in members:
@@ -174,7 +174,7 @@ def batch(pairs: Sequence[TokenPair], *, with_prompt: bool = True, with_rejected
     return Batch(tuple(pairs), trees[0] if len(trees) == 1 else forest(trees), apart)
 
 
-def _beginning(pair: TokenPair) -> Any:
+def beginning(pair: TokenPair) -> Any:
     """What pairs of one tree have in common: no image, or the same one after the same tokens."""
     if pair.image is None:
         return None

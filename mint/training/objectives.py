@@ -57,11 +57,12 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """The batch's share of the loss of a step with so many likelihood tokens and pairs, and its share of METRICS.
 
-    token_logp (E,); reference (b, 2) holds the summed log-probabilities of the reference model.
+    token_logp (E,); reference (b, 2) holds the summed log-probabilities of the reference model. Sums of tens of tokens are
+    made in float64: objectives look at differences of them, which float32 would leave with five digits.
     """
     objective = OBJECTIVES[settings.objective]
-    sums = part.tree.path_sums(token_logp).view(-1, PATHS)
-    means = sums / part.tree.path_lengths().clamp(min=1).view(-1, PATHS)
+    sums = part.tree.path_sums(token_logp.double()).view(-1, PATHS)
+    means = (sums / part.tree.path_lengths().clamp(min=1).view(-1, PATHS)).to(token_logp.dtype)
     share = len(part.pairs) / pairs
     likelihood = sums[:, CHOSEN] + sums[:, PROMPT] if settings.scope == "prompt+chosen" else sums[:, CHOSEN]
     nll = -likelihood.sum() / tokens

@@ -10,49 +10,46 @@ from torch import Tensor
 from ..decoders import Decoder
 
 SIZES = (2, 4, 8, 16, 32, 64)
-
-
-def plan(decoder: Decoder, tokens: int, recompute: bool, ranks: int) -> dict[str, int]:
-    """Bytes on each of so many GPUs, for batches of at most `tokens` tokens a GPU.
-
-    Everything is cut evenly, but the two blocks that are whole for as long as they compute (one at work, one on its way)
-    and the activations, which belong to a GPU's own tokens.
-    """
-    named = dict(decoder.network.named_parameters())
-    base = _bytes(tensor for name, tensor in named.items() if ".lora_" not in name)
-    adapter = _bytes(tensor for name, tensor in named.items() if ".lora_" in name)
-    block = max(_bytes(layer.parameters()) for layer in decoder.network.model.layers)
-    found = {
-        "weights_bytes": -(-base // ranks),
-        "blocks_at_work_bytes": 2 * block,
-        "adapter_bytes": -(-adapter // ranks),
-        "gradient_and_optimiser_bytes": -(-3 * adapter // ranks),  # a gradient and two moments
-        "activation_bytes": activations(decoder, tokens, recompute),
-    }
-    return {**found, "total_bytes": sum(found.values())}
-
-
-def plan_together(decoder: Decoder, tokens: int, recompute: bool, ranks: int) -> dict[str, int]:
-    """Bytes on each of the GPUs that hold a decoder together (`--tensor-parallel`): products are cut, norms are not, and of
-    an adapter the side that meets whole rows is on every GPU. Activations are counted as if none of them were cut."""
-    named = dict(decoder.network.named_parameters())
-    matrices = _bytes(tensor for name, tensor in named.items() if ".lora_" not in name and tensor.ndim > 1)
-    norms = _bytes(tensor for tensor in named.values() if tensor.ndim == 1)
-    adapters = {name: tensor for name, tensor in named.items() if ".lora_" in name}
-    cut = _bytes(
-        tensor for name, tensor in adapters.items() if ("lora_A" in name) == any(part in name for part in _ROWS)
-    )
-    adapter = -(-cut // ranks) + _bytes(adapters.values()) - cut
-    found = {
-        "weights_bytes": -(-matrices // ranks) + norms,
-        "adapter_bytes": adapter,
-        "gradient_and_optimiser_bytes": 3 * adapter,
-        "activation_bytes": activations(decoder, tokens, recompute),
-    }
-    return {**found, "total_bytes": sum(found.values())}
-
-
 _ROWS = ("o_proj", "down_proj")
+
+
+def plan(decoder: Decoder, tokens: int, recompute: bool, data: int, tensor: int) -> dict[str, int]:
+    """Bytes on each of data x tensor GPUs, for batches of at most `tokens` tokens a GPU.
+
+    `tensor` GPUs share each product and the vocabulary; norms, a tower, and of an adapter the side that meets whole rows
+    are on each of them. `data` GPUs share by FSDP what is left, but for the vocabulary where products are shared. Two
+    blocks are whole then for as long as they compute (one at work, one on its way). Activations belong to a GPU's own
+    tokens, and are counted as if no product were shared.
+    """
+    network = decoder.network
+    named = {name: tensor for name, tensor in network.named_parameters() if ".lora_" not in name}
+    tables = {id(table): table for table in (network.lm_head.weight, network.text.embed_tokens.weight)}
+    inner = {id(p): p for name, p in network.text.layers.named_parameters() if p.ndim > 1 and "lora_" not in name}
+    matrices, vocabulary = _bytes(inner.values()), _bytes(tables.values())
+    rest = _bytes(named.values()) - matrices - vocabulary
+    weights = -(-matrices // (data * tensor)) - (-vocabulary // (tensor if tensor > 1 else data)) - (-rest // data)
+    cut, whole = _adapter(network)
+    adapter = -(-cut // (data * tensor)) - (-whole // data)
+    block = max(_bytes(layer.parameters()) for layer in network.text.layers)
+    found = {
+        "weights_bytes": weights,
+        "blocks_at_work_bytes": 2 * block // tensor if data > 1 else 0,
+        "adapter_bytes": adapter,
+        "gradient_and_optimiser_bytes": 3 * adapter,  # a gradient and two moments
+        "activation_bytes": activations(decoder, tokens, recompute),
+    }
+    return {**found, "total_bytes": sum(found.values())}
+
+
+def _adapter(network: Any) -> tuple[int, int]:
+    """Bytes of the sides of adapters that are cut with a product, and of those that meet whole rows of it."""
+    text = {id(parameter) for parameter in (*network.text.parameters(), *network.lm_head.parameters())}
+    sides: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            matched = ("lora_A" in name) == any(part in name for part in _ROWS)
+            sides[matched and id(parameter) in text].append(parameter)
+    return _bytes(sides[True]), _bytes(sides[False])
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -69,10 +66,13 @@ def activations(decoder: Decoder, tokens: int, recompute: bool) -> int:
     return int(tokens * (kept * decoder.dtype.itemsize + 4 * config.hidden_size))
 
 
-def plans(decoder: Decoder, tokens: int, recompute: bool | None, together: int | None = None) -> dict[str, Any]:
-    """The plan for each usual number of GPUs, or for so many that hold a decoder together; activations are recomputed
-    unless the settings say otherwise."""
-    again = recompute is not False
-    if together is not None:
-        return {f"on_each_of_{together}_gpus": plan_together(decoder, tokens, again, together)}
-    return {f"on_{ranks}_gpus": plan(decoder, tokens, again, ranks) for ranks in SIZES}
+def plans(
+    decoder: Decoder, tokens: int, recompute: bool | None, together: int | None = None, shard: bool = False
+) -> dict[str, Any]:
+    """The plan for each usual number of GPUs that share by FSDP, alone or as rows of so many that hold a decoder together,
+    or for such a row alone; activations are recomputed unless the settings say otherwise."""
+    again, row = recompute is not False, together or 1
+    if row > 1 and not shard:
+        return {f"on_each_of_{row}_gpus": plan(decoder, tokens, again, 1, row)}
+    fit = (ranks for ranks in SIZES if ranks % row == 0 and ranks > row)
+    return {f"on_{ranks}_gpus": plan(decoder, tokens, again, ranks // row, row) for ranks in fit}

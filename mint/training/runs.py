@@ -70,17 +70,21 @@ def read_run(path: Path) -> dict[str, Any]:
 def settings_to_resume(folder: Path, settings: AlignSettings) -> AlignSettings:
     """The settings of the run in `folder`, if those given are the same; what is left to `auto` or to none counts as so.
 
-    The pairs may lie elsewhere by now: the checkpoint knows them by their tokens.
+    The pairs may lie elsewhere by now: the checkpoint knows them by their tokens. And a checkpoint is whole, so it can be
+    gone on with by more or fewer processes, among which the decoder is spread in another way.
     """
     stored = AlignSettings.from_dict(read_run(folder), str(folder / "run.json"))
     for name, given in settings.as_dict().items():
         held = getattr(stored, name)
-        if name not in ("out", "pairs") and given not in (None, "auto", held):
+        if name not in ("out", "pairs", "shard", "tensor_parallel") and given not in (None, "auto", held):
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(
                 f"{folder}: {option} is {given}, the run was begun with {held}; resume with the same settings"
             )
-    return replace(stored, out=settings.out, pairs=settings.pairs or stored.pairs)
+    pairs = settings.pairs or stored.pairs
+    return replace(
+        stored, out=settings.out, pairs=pairs, shard=settings.shard, tensor_parallel=settings.tensor_parallel
+    )
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -153,7 +153,7 @@ def _read_all(sources: list[tuple[TensorInfo, _Place]], device: torch.device | s
                 own.reader = readers.enter_context(TensorReader())
             _materialise(place, device, dtype)
             out, part = parallel.own_part(place.tensor)
-            own.reader.read(info, out, *part)
+            own.reader.read(info, out, *part[:2])
 
         for _ in progress(pool.map(read, sources), "loading weights", len(sources), "tensor"):
             pass
