@@ -300,12 +300,13 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, visits: Visits) -> tuple[int, ...]:
 def _launch(q: Tensor, backward: bool = False) -> dict[str, Any]:
     """Tile, step and warps, found by compiling ahead of time: the largest that spill no register (README.md)."""
     width, precise = max(triton.next_power_of_2(q.shape[2]), 16), q.dtype == torch.float32
+    padded = width > q.shape[2]  # the checks at its edge take registers too
     if precise:
         tile, step, warps = (16, 32, 8) if width > 64 else (32, 32, 8 if backward else 4)
     elif capability(q.device) >= (9, 0):
-        tile, step, warps = 128, 64, 8
+        tile, step, warps = 128, 32 if backward and padded else 64, 8
     else:
-        tile, step, warps = 64, 64, 8 if backward else 4
+        tile, step, warps = 64, 32 if backward and width <= 64 else 64, 8 if backward or padded else 4
     sizes = {"d": q.shape[2], "BLOCK": QUERIES, "TILE": tile, "SIDE": KEYS, "STEP": step, "WIDTH": width}
     return {**sizes, "num_warps": warps, "num_stages": 2, "PRECISION": "tf32x3" if precise else "tf32"}
 

@@ -5,7 +5,6 @@ Each has a process of its own: the interpreter replaces what `triton.jit` return
 
 from __future__ import annotations
 
-import importlib.metadata as metadata
 import json
 import os
 import re
@@ -32,18 +31,13 @@ def test_every_kernel_equals_float64_truth_in_the_interpreter(tmp_path):
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 100
 
 
-def triton_minor() -> tuple[int, ...]:
-    return tuple(int(part) for part in metadata.version("triton").split(".")[:2])
-
-
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles_for_the_gpu_without_spilling_a_register(tmp_path, capability):
     done = run("tests/aot.py", str(capability), "--json", cache=tmp_path, TRITON_INTERPRET="0")
     print(done.stdout)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]  # 1 if any spills
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    few = 0 if triton_minor() >= (3, 7) else 12  # Triton 3.6 moves a dozen words out of two of the largest tiles
-    assert all(row["spills"] <= few for row in rows)
+    assert not any(row["spills"] for row in rows)
     assert all(row["shared"] <= (227 if capability == 90 else 163) * 1024 for row in rows)
     names = {row["kernel"] for row in rows}
     assert {"fold_kernel", "finish_kernel", "spread_kernel", "scaled_kernel", "ratio_kernel", "terms_kernel",

@@ -52,9 +52,10 @@ def alone(ranker: Ranker, prompt: list[int]) -> torch.Tensor:
 
 
 def check(ranker: Ranker) -> None:
+    """Each of the two errs by up to 3e-6 of the truth (the same weights in float64), since the weights are wide."""
     prompts = [ranker.prompt(messages) for _, messages in CASES]
     for prompt, row in zip(prompts, ranker.logp(prompts), strict=True):
-        torch.testing.assert_close(row.double(), alone(ranker, prompt), rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(row.double(), alone(ranker, prompt), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("opening", ["", "POTENTIAL_DISEASES:\n1. ", "Diagnosis:"])
