@@ -16,7 +16,7 @@ import models
 import models_vision
 
 from mint.decoders.cache import Cache
-from mint.kernels import timing
+from mint.kernels import products, timing
 
 RATES = {"products": 1e12, "bytes": 1e11}
 TINY = models.SIZES["tiny"]
@@ -77,8 +77,9 @@ def test_liger_takes_the_place_of_norms_swiglu_and_rotation_for_its_own_side_alo
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_what_a_step_on_pictures_needs_is_near_what_torch_counts(tmp_path, trained):
-    """Torch does not count SDPA on a processor, nor does the first layer hand a gradient on."""
+def test_what_a_step_on_pictures_needs_is_near_what_torch_counts(tmp_path, monkeypatch, trained):
+    """Torch counts neither SDPA on a processor nor oneDNN's own products; the first layer hands no gradient on."""
+    monkeypatch.setattr(products, "_onednn", None)
     size = models_vision.SIZES["cpu"]
     decoder = models_vision.seeing_decoder(size, tmp_path, trained)
     step = models_vision.seeing_step(decoder, size)

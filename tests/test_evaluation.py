@@ -62,6 +62,14 @@ def test_spellings_and_aliases_count_as_the_label_and_repeats_once() -> None:
     assert outcome.figures["mean_reciprocal_rank"] == 1 / 2
 
 
+@pytest.mark.parametrize(("answer", "places"), [("ABA", "AB"), ("ABAB", "AB"), ("BBAACB", "BAC"), ("ABCA", "ABC")])
+def test_a_name_that_an_answer_repeats_stands_at_its_first_place_however_often_it_comes(answer: str, places: str) -> None:
+    for place, label in enumerate(places, start=1):
+        (outcome,) = judge([said("1", *answer)], [true("1", label)], labels=ABCD)
+        assert outcome.first == places[0]
+        assert outcome.figures["mean_reciprocal_rank"] == 1 / place
+
+
 def test_names_outside_the_set_are_a_share_of_those_given() -> None:
     answers = [said("1", "A", "X", "Y", "B"), Prediction(id="2", text="1. Moon disease\n2. moon disease\n3. B")]
     outcomes = judge(answers, FOUR[:2], labels=ABCD, tops=(1, 4))

@@ -29,6 +29,7 @@ from mint.decoders.vision_cache import FeatureStore
 from mint.errors import Stopped, WorkError
 from mint.training import Trainer
 from mint.training.batches import step_pairs, token_pairs
+from mint.training.gradients import Gradients
 from mint.training.runs import load_state, read_metrics
 from mint.types import TokenTree
 
@@ -171,7 +172,7 @@ def waited_for(tree: TokenTree, device: torch.device) -> TokenTree:
 
 TREE_TENSORS = ("ids", "end", "position", "sources", "labels", "member_edges", "member_paths")
 FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "a number is read": (Trainer, "add_up_gradients", lambda t: [float(w.grad.norm()) for w in t.weights.values()]),
+    "a number is read": (Gradients, "take", lambda g: [float(w.grad.norm()) for w in g.weights]),
     "a copy is waited for": (TokenTree, "to", waited_for),
     "numbers of Python": (TokenTree, "path_lengths", lambda t: torch.tensor([1.0] * t.paths, device=t.ids.device)),
     "a count of what is there": (TokenTree, "path_lengths", lambda t: torch.bincount(t.member_paths)),

@@ -212,7 +212,7 @@ def asked(model: Path, adapter: Path, out: Path, spread: dict[str, Any]) -> None
         found = predict(records, model=model, adapter=adapter, labels=LABELS, mode=mode, top=3, max_new_tokens=17,
                         device="cpu", dtype="float32", date="26 Jul 2024", **spread)  # fmt: skip
         rows += [
-            [mode, answer.id, answer.top(3), answer.text, [e.get("logprob") for e in answer.ranking]]
+            [mode, answer.id, answer.top(3), answer.text, [e.get("logprob", 0.0) for e in answer.ranking]]
             for answer in found
         ]
     if parallel.first():

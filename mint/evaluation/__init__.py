@@ -156,7 +156,10 @@ def _names(prediction: Prediction, known: LabelSet, similarity: float | None) ->
         named = [Named(text, known.find(text, similarity)) for text in written]
     else:
         named = parse_answer(prediction.text or "", known, similarity)
-    return list({_key(entry): entry for entry in reversed(named)}.values())[::-1]
+    once: dict[str, Named] = {}
+    for entry in named:
+        once.setdefault(_key(entry), entry)
+    return list(once.values())
 
 
 def _key(entry: Named) -> str:

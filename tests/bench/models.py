@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,10 @@ class Words:
     def special(self, _name: str) -> int:
         return 1
 
-    def encode_all(self, texts: list[str]) -> list[list[int]]:
+    def encode_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
         drawn = torch.Generator().manual_seed(0)
-        rows = torch.randint(2, self.vocabulary, (len(texts), 7), generator=drawn).tolist()
-        return [[*row, 2 + at % 200, 2 + at // 200] for at, row in enumerate(rows)]
+        for at, _ in enumerate(texts):
+            yield [*torch.randint(2, self.vocabulary, (7,), generator=drawn).tolist(), 2 + at % 200, 2 + at // 200]
 
 
 def decoder_of(size: Size) -> Decoder:
