@@ -63,7 +63,9 @@ def test_spellings_and_aliases_count_as_the_label_and_repeats_once() -> None:
 
 
 @pytest.mark.parametrize(("answer", "places"), [("ABA", "AB"), ("ABAB", "AB"), ("BBAACB", "BAC"), ("ABCA", "ABC")])
-def test_a_name_that_an_answer_repeats_stands_at_its_first_place_however_often_it_comes(answer: str, places: str) -> None:
+def test_a_name_that_an_answer_repeats_stands_at_its_first_place_however_often_it_comes(
+    answer: str, places: str
+) -> None:
     for place, label in enumerate(places, start=1):
         (outcome,) = judge([said("1", *answer)], [true("1", label)], labels=ABCD)
         assert outcome.first == places[0]
