@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -250,6 +250,7 @@ def drawing(fragment: str) -> ElementTree.Element:
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12))
+@example(5e-324, 5e-324)
 def test_a_scale_encloses_its_values_with_a_few_round_steps(first: float, second: float) -> None:
     low, high = sorted((first, second))
     ticks = scale(low, high)

@@ -105,7 +105,8 @@ class Axes:
 def scale(low: float, high: float, steps: int = 4) -> list[float]:
     """Round numbers at equal distances (1, 2 or 5 times a power of ten) that enclose low and high."""
     if not high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
-        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+        room = max(abs(low), abs(high)) if abs(high) > 1e-300 else 1.0  # a smaller one has no half
+        low, high = low - room / 2, high + room / 2
     rough = (high - low) / steps
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * times for times in (1, 2, 5, 10, 20) if power * times >= rough)
