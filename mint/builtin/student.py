@@ -197,7 +197,7 @@ def _give_meaning(network: Llama, tokenizer: Any, told: int, seed: int) -> None:
 def _wordings_of_each(tokenizer: Any) -> list[list[int]]:
     """The tokens of each finding: its label and its wordings, within a sentence and at its start."""
     named = labels()
-    groups = ({unpunctuated(named[term]), *ways} if term in named else set(ways) for term, ways in wordings().items())
+    groups = ({unpunctuated(named[term]), *ways} for term, ways in wordings().items())
     written = ([form for way in sorted(group) for form in _spellings(way)] for group in groups)
     found = [[tokenizer.token_to_id(form) for form in forms] for forms in written]
     return [known for ids in found if (known := [each for each in ids if each is not None])]
