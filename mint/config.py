@@ -43,7 +43,7 @@ class AlignSettings:
     first_weight: float = _within(
         1.0,
         "how many times the chosen answer counts in the likelihood up to its first name; 1: once, as in the paper",
-        0,
+        1e-6,
         1e6,
     )
     rank: int = _within(16, "rank of the adapter", 1, 65536)
