@@ -18,8 +18,8 @@ from torch import Tensor
 from .attention import LOG2E
 from .places import on_its_device
 
-SPAN, STEP = 128, 64
-"""Columns of a part, and of one turn of its loop."""
+SPAN = 128
+"""Columns of a part."""
 
 
 @triton.jit
@@ -79,13 +79,14 @@ def step_attention(q: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: 
     """As in reference.py."""
     (B, H, d), (_, K, S, _) = q.shape, keys.shape
     parts, width = triton.cdiv(S, SPAN), max(triton.next_power_of_2(d), 16)
+    precise = q.dtype == torch.float32  # its products take more registers
     sums = q.new_empty(B, K, parts, H // K, d, dtype=torch.float32)
     tops, totals = q.new_empty(2, B, K, parts, H // K, dtype=torch.float32)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     _part_kernel[(B * K, parts)](
         q.contiguous(), keys.contiguous(), values.contiguous(), first, now, sums, tops, totals, S, K, parts,
-        LOG2E * d**-0.5, G=H // K, d=d, ROWS=max(triton.next_power_of_2(H // K), 16), WIDTH=width, SPAN=SPAN, STEP=STEP,
-        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", num_warps=4, num_stages=2,
+        LOG2E * d**-0.5, G=H // K, d=d, ROWS=max(triton.next_power_of_2(H // K), 16), WIDTH=width, SPAN=SPAN,
+        STEP=32 if precise else 64, PRECISION="tf32x3" if precise else "tf32", num_warps=4, num_stages=2,
     )  # fmt: skip
     _whole_kernel[(B * H,)](sums, tops, totals, out, parts, G=H // K, d=d, WIDTH=width, num_warps=2)
     return out
