@@ -277,11 +277,27 @@ def test_a_second_run_into_the_same_file_is_refused(tmp_path: Path) -> None:
         ({"mode": "guess", "labels": NAMES}, "--mode guess"),
         ({"labels": NAMES, "modality": "image"}, "case 'a': has no image"),
         ({"labels": ["a", "A"]}, "is there twice"),
+        ({"labels": NAMES, "temperature": 0.5}, "--temperature 0.5: rank mode draws nothing"),
+        ({"labels": NAMES, "retriever": "bert"}, "--retriever bert: finds passages in the documents of --retrieve"),
+        ({"mode": "text", "reading": {"columns": {}}}, "columns: say how a file is read, and what was given is none"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(decoder: Decoder, given: dict[str, Any], words: str) -> None:
     with pytest.raises((ConfigError, RecordError), match=words):
         list(predict([Record("a", note="x")], model=decoder, **given))
+
+
+def test_texts_are_drawn_alike_alone_and_together_from_a_file_and_as_they_come(
+    words: list[str], tmp_path: Path
+) -> None:
+    how = [*words, "--mode", "text", "--max-new-tokens", "8", "--temperature", "0.9", "--seed"]
+    texts = {
+        seed: [row["text"] for row in rows(run(str(tmp_path / "cases.jsonl"), *how, seed).stdout)] for seed in "34"
+    }
+    assert texts["3"] != texts["4"]
+    alone = [json.loads(run("--note", note, *how, "3", "--json").stdout)["rows"][0]["text"] for note in NOTES.values()]
+    assert alone == texts["3"]
+    assert run("--note", NOTES["a"], *how, "3").stdout.rstrip("\n\N{REPLACEMENT CHARACTER}") in alone[0]
 
 
 def test_text_mode_names_what_is_outside_the_set(

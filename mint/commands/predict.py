@@ -74,7 +74,6 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     as_json = click.get_current_context().params["as_json"]
     if cases is None and words["mode"] == "text" and out is None and alone and form == "auto" and not as_json:
         return _stream(source[0], **words)
-    words.pop("temperature"), words.pop("seed")
     if out is None:
         auto = "jsonl" if cases is not None or as_json else "table"
         return printed(pipeline.predict(source, skipped=skipped, **words), auto if form == "auto" else form)
