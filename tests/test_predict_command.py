@@ -103,6 +103,12 @@ def test_standard_input_takes_json_lines_and_plain_notes(words: list[str], tmp_p
     assert [row["ranking"][0]["label"] for row in plain] == [row["ranking"][0]["label"] for row in rows(from_file)[:2]]
 
 
+def test_what_skip_bad_leaves_out_is_listed_after_what_is_printed(words: list[str]) -> None:
+    result = run("-", *words, "--skip-bad", stdin='{"id": "q", "note": "Short."}\n{oops\n')
+    assert [row["id"] for row in rows(result.stdout)] == ["q"]
+    assert "left out: standard input:2: not JSON" in result.stderr
+
+
 def test_csv_holds_the_same_as_json_lines(words: list[str], tmp_path: Path) -> None:
     cases = str(tmp_path / "cases.jsonl")
     found = rows(run(cases, *words).stdout)
