@@ -49,8 +49,8 @@ class Cache:
         values.select(2, now).copy_(v)
         mask = None if self.mask is None else self.mask[:, None, None, : now + 1].to(q.dtype)
         grouped = q.unflatten(1, (k.shape[1], -1))  # (B, K, G, d): the heads of a group are its queries
-        seen = (held.narrow(2, 0, now + 1) for held in (keys, values))
-        return F.scaled_dot_product_attention(grouped, *seen, attn_mask=mask).flatten(1, 2)
+        keys, values = (held.narrow(2, 0, now + 1) for held in (keys, values))
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1, 2)
 
     @property
     def position(self) -> Tensor:
