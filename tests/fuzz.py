@@ -135,6 +135,10 @@ def _decoder(path: Path) -> Any:
     return load_decoder(path.parent, device="cpu", dtype="float32")
 
 
+def _shapes(path: Path) -> Any:
+    return load_decoder(path.parent, device="meta")
+
+
 def _teacher(path: Path) -> Any:
     return load_encoder(path.parent, device="cpu")
 
@@ -145,8 +149,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "base/model-00001-of-00008.safetensors": _decoder,
     "base/tokenizer.json": _words,
     "base/tokenizer_config.json": _words,
-    "mllama/config.json": lambda p: load_decoder(p.parent, device="meta"),
-    "mllama/preprocessor_config.json": _decoder,
+    "mllama/config.json": _shapes,
+    "mllama/preprocessor_config.json": _shapes,
     "vilt/config.json": _teacher,
     "vilt/preprocessor_config.json": _teacher,
     "vilt/tokenizer.json": _teacher,
