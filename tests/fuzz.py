@@ -54,7 +54,8 @@ from mint.weights.adapters import read_adapter
 SECONDS, MEMORY = 10.0, 1 << 30
 """Of computing time, and of memory beyond the start, that one input may take. A picture of the most pixels that are
 opened takes half of the memory."""
-HANG = 60
+HANG = 600
+"""Seconds of the clock, which a machine with other work takes from."""
 PAIR = {"id": "a", "prompt": "thin", "chosen": [{"role": "assistant", "content": "red"}], "rejected": "blue"}
 PICTURES = ("png", "jpeg", "gif", "webp", "tiff", "bmp")
 RECORDS = {
