@@ -17,7 +17,7 @@ from .config import AlignSettings
 from .decoders import Decoder, student
 from .decoders.vision_cache import FeatureStore
 from .encoders import Encoder, load_encoder
-from .errors import RecordError
+from .errors import ConfigError, RecordError
 from .evaluation import measure
 from .evaluation.predictions import read_predictions
 from .files import locked
@@ -25,7 +25,7 @@ from .jsonlines import refuse
 from .labels import LabelSet, closed_set
 from .pairs import check_label, prefer_pairs
 from .pairs.files import read_pairs
-from .predicting import Questioner, answers_of_all
+from .predicting import Questioner, answers_of_all, check_mode
 from .progress import progress
 from .ranking import rank
 from .retrieval import Retriever, open_retriever
@@ -127,6 +127,8 @@ def predict(
     opening: str = "",
     alone: bool = False,
     max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
     retrieve: str | Path | Retriever | None = None,
     retriever: str | Path | None = None,
     passages: int = 3,
@@ -139,33 +141,26 @@ def predict(
 ) -> Iterator[Prediction]:
     """One modality of each case in, classes best first out.
 
-    `mode`: "rank" is exact over `labels`, "list" the aligned list of `top` of them, "text" free text and the
-    names found in it, those that are no label marked `outside`. `retrieve` is a
-    file or folder of documents, of which the best `passages` stand before each case, found by words, or by meaning with
-    the encoder `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
+    `mode`: "rank" is exact over `labels`, "list" the aligned list of `top` of them, "text" free text, with a `temperature`
+    above 0 sampled, and the names found in it, those that are no label marked `outside`. `retrieve` is a file or folder of
+    documents, of which the best `passages` stand before each case, found by words, or by meaning with the encoder
+    `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
     given as such is used as it is, so that many calls can share them. `opening` is how an answer begins, for a model
     whose answers are lists: in rank mode a label is then scored as the first name, or with `alone` as the only one. With
     `shard` all ranks hold the decoder together, with `tensor_parallel` so many of them.
     """
     known = closed_set(labels)  # what is small is read before the decoder, so that its faults cost no wait
+    check_mode(mode, known, temperature)
+    if retriever is not None and retrieve is None:
+        raise ConfigError(f"--retriever {retriever}: finds passages in the documents of --retrieve; give them too")
     if isinstance(retrieve, str | Path):
         retrieve = open_retriever(retrieve, retriever, str(loading.get("device", "auto")))
     decoder = model if isinstance(model, Decoder) else student.to_ask(model, adapter, shard, tensor_parallel, **loading)
     questioner = Questioner(
-        decoder,
-        known,
-        mode=mode,
-        modality=modality,
-        kind=kind,
-        template=template,
-        top=top,
-        normalise=normalise,
-        opening=opening,
-        alone=alone,
-        max_new_tokens=max_new_tokens,
-        retriever=retrieve,
-        passages=passages,
-    )
+        decoder, known, mode=mode, modality=modality, kind=kind, template=template, top=top, normalise=normalise,
+        opening=opening, alone=alone, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        retriever=retrieve, passages=passages,
+    )  # fmt: skip
     records = (record for record in records_of(cases, reading, skipped) if record.id not in done)
     answers = answers_of_all(questioner, records, skipped)
     yield from answers if isinstance(cases, list | tuple) else progress(answers, "predicting", unit="case")

@@ -41,5 +41,6 @@ def records_of(
     if isinstance(source, str | Path) and not is_builtin(source):
         return read_records(source, undiagnosed=True, skipped=skipped, **reading)
     if reading:
-        raise ConfigError(f"{', '.join(reading)}: say how a file is read, and {str(source)[:80]} is none; leave it out")
+        given = source if isinstance(source, str | Path) else "what was given"
+        raise ConfigError(f"{', '.join(reading)}: say how a file is read, and {given} is none; leave it out")
     return cases(source) if isinstance(source, str | Path) else source
