@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..answers import answer_text, heading, line_start
-from ..builtin.meaning import associations
 from ..builtin.portraits import told
 from ..builtin.student import CONFIG, DATE, LISTED, MEANING, frame, new_network, train, write_student
 from ..chat import ChatTokenizer
@@ -36,9 +36,11 @@ from ..tokens import CHAT_SPECIAL, learn_chat_tokenizer
 from ..types import Message, Record
 from .tasks import file_cases
 
-SIZES = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
+SIZES = {"hidden_size": 320, "intermediate_size": 256, "num_attention_heads": 10, "num_key_value_heads": 10}
 """Where its network differs from the shipped student's: wider, since a file has more findings than the simulation."""
-STEPS, BATCH = 600, 32
+STEPS, BATCH, NAMES = 500, 32, 4
+OWN, FAINT = 64, 0.3
+"""Numbers of a vector that are the token's own, and how small they are where the others have a meaning."""
 MERGES = 256
 """Tokens for what is no phrase, such as ages, beside the 256 bytes."""
 TITLE = "FINDINGS:"
@@ -71,6 +73,7 @@ def make_reader(out: Path, notes: Sequence[Read], names: Sequence[str], steps: i
     config = CONFIG | SIZES | {"vocab_size": tokenizer.get_vocab_size()}
     config |= {"bos_token_id": chat.special(CHAT_SPECIAL[0]), "eos_token_id": chat.special(CHAT_SPECIAL[4])}
     network = new_network(config, seed)
+    _begin_by_copying(network)
     _give_meaning(network, tokenizer, notes)
     train(network, chat, in_batches(conversations(notes, names, steps * BATCH, seed), BATCH), steps)
     write_student(out, network, tokenizer, config)
@@ -93,7 +96,7 @@ def conversations(notes: Sequence[Read], names: Sequence[str], count: int, seed:
     for number in range(count):
         read = rng.choice(notes)
         findings = rng.sample(read.findings, len(read.findings))
-        if number % 2 and len(findings) > 1:
+        if number % NAMES and len(findings) > 1:
             cut = rng.randint(1, len(findings) - 1)
             yield _other_findings(read.note(findings[:cut]), findings[cut:][:LISTED])
         else:
@@ -108,24 +111,38 @@ def _other_findings(record: Record, others: Sequence[str]) -> Conversation:
 
 
 @torch.no_grad()
+def _begin_by_copying(network: Llama) -> None:
+    """Each token begins by adding the mean of what stands before it, so that the end of a note knows all of its findings."""
+    for block in network.model.layers:
+        for map_ in (block.self_attn.v_proj, block.self_attn.o_proj):
+            map_.weight.copy_(torch.eye(len(map_.weight)))
+
+
+@torch.no_grad()
 def _give_meaning(network: Llama, tokenizer: Any, notes: Sequence[Read]) -> None:
-    """Half of a finding's vector says which others stand in notes with it, the other half is its own; both forms of it
-    have the same."""
+    """The vector of a finding says which others stand in notes with it, that of any other token says nothing there; the
+    last OWN numbers are each token's own. Both forms of a finding have the same."""
     row = {finding: at for at, finding in enumerate(dict.fromkeys(f for read in notes for f in read.findings))}
-    counts = torch.full((len(row), len(row)), 0.5)  # half a note with each, so that rare findings say little
-    for read in notes:
-        here = torch.tensor([row[finding] for finding in read.findings], dtype=torch.int64)
-        counts[here[:, None], here] += 1
-    words, strengths, _ = associations(counts)
     vectors = network.model.embed_tokens.weight
-    half = min(vectors.shape[1] // 2, len(strengths))
-    meant = words[:, :half] * strengths[:half].sqrt()
-    meant *= MEANING / meant.std()
+    vectors[:, :-OWN] = 0
+    meant = _together([[row[finding] for finding in read.findings] for read in notes], len(row), vectors.shape[1] - OWN)
     for finding, at in row.items():
         ids = [known for form in _forms(finding) if (known := tokenizer.token_to_id(form)) is not None]
         for known in ids:
-            vectors[known, half:] = vectors[ids[0], half:]
-            vectors[known, :half] = meant[at]
+            vectors[known] = vectors[ids[0]] * FAINT
+            vectors[known, : meant.shape[1]] = meant[at]
+
+
+def _together(notes: Sequence[Sequence[int]], count: int, width: int) -> Tensor:
+    """Vectors (F, W) of F findings whose products are nearest to log p(f, g) / p(f) p(g), where that is above 0."""
+    there = torch.zeros(len(notes), count)
+    for number, findings in enumerate(notes):
+        there[number, list(findings)] = 1
+    often = there.sum(0)
+    more = (there.T @ there * len(notes) / (often[:, None] * often)).clamp(min=1).log()
+    words, strengths, _ = torch.linalg.svd(more, full_matrices=False)
+    found = words[:, :width] * strengths[:width].sqrt()
+    return found * (MEANING / found.std().clamp(min=1e-6))
 
 
 def notes_of(records: Sequence[Record], findings: Callable[[Record], Sequence[str]]) -> list[Read]:
