@@ -38,9 +38,11 @@ from .tasks import file_cases
 
 SIZES = {"hidden_size": 320, "intermediate_size": 256, "num_attention_heads": 10, "num_key_value_heads": 10}
 """Where its network differs from the shipped student's: wider, since a file has more findings than the simulation."""
-STEPS, BATCH, NAMES = 500, 32, 4
+STEPS, BATCH, NAMES = 250, 32, 2
 OWN, FAINT = 64, 0.3
 """Numbers of a vector that are the token's own, and how small they are where the others have a meaning."""
+SILENT = 0.1
+"""How small the maps begin that would look at some tokens more than at others, or add what no token said."""
 MERGES = 256
 """Tokens for what is no phrase, such as ages, beside the 256 bytes."""
 TITLE = "FINDINGS:"
@@ -112,10 +114,23 @@ def _other_findings(record: Record, others: Sequence[str]) -> Conversation:
 
 @torch.no_grad()
 def _begin_by_copying(network: Llama) -> None:
-    """Each token begins by adding the mean of what stands before it, so that the end of a note knows all of its findings."""
+    """Each token begins by adding the mean of what stands before it, and nothing else: so the end of a note, and an answer
+    that begins there, know all of its findings alike. What is copied, and what words mean, stays as it is: a few hundred
+    batches would spoil it before they made it better."""
     for block in network.model.layers:
-        for map_ in (block.self_attn.v_proj, block.self_attn.o_proj):
-            map_.weight.copy_(torch.eye(len(map_.weight)))
+        for copying in (block.self_attn.v_proj, block.self_attn.o_proj):
+            copying.weight.copy_(torch.eye(len(copying.weight)))
+            copying.weight.requires_grad_(False)
+        block.input_layernorm.weight[-OWN:] = SILENT
+        block.mlp.down_proj.weight[:-OWN] = 0
+        block.mlp.down_proj.weight.register_hook(lambda gradient: _own_alone(gradient.T).T)
+        for silent in (block.self_attn.q_proj, block.mlp.down_proj):
+            silent.weight.mul_(SILENT)
+
+
+def _own_alone(gradient: Tensor) -> Tensor:
+    """A gradient (N, D) without the columns in which notes and their findings speak."""
+    return torch.cat([torch.zeros_like(gradient[:, :-OWN]), gradient[:, -OWN:]], dim=1)
 
 
 @torch.no_grad()
@@ -124,7 +139,9 @@ def _give_meaning(network: Llama, tokenizer: Any, notes: Sequence[Read]) -> None
     last OWN numbers are each token's own. Both forms of a finding have the same."""
     row = {finding: at for at, finding in enumerate(dict.fromkeys(f for read in notes for f in read.findings))}
     vectors = network.model.embed_tokens.weight
+    vectors.register_hook(_own_alone)
     vectors[:, :-OWN] = 0
+    vectors[:, -OWN:] *= 2
     meant = _together([[row[finding] for finding in read.findings] for read in notes], len(row), vectors.shape[1] - OWN)
     for finding, at in row.items():
         ids = [known for form in _forms(finding) if (known := tokenizer.token_to_id(form)) is not None]
