@@ -120,7 +120,7 @@ def _begin_by_copying(network: Llama) -> None:
     for block in network.model.layers:
         for copying in (block.self_attn.v_proj, block.self_attn.o_proj):
             copying.weight.copy_(torch.eye(len(copying.weight)))
-            copying.weight.requires_grad_(False)
+        block.self_attn.requires_grad_(False)
         block.input_layernorm.weight[-OWN:] = SILENT
         block.mlp.down_proj.weight[:-OWN] = 0
         block.mlp.down_proj.weight.register_hook(lambda gradient: _own_alone(gradient.T).T)
