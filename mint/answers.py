@@ -61,6 +61,11 @@ def answer_text(labels: Sequence[str], kind: str) -> str:
     return heading(kind) + "".join(line_start(place) + label for place, label in enumerate(labels, start=1))
 
 
+def first_part(answer: str) -> str:
+    """An answer up to and with its first name; the whole of it where there is no second one."""
+    return answer.partition(line_start(2))[0]
+
+
 def parse_answer(text: str, known: LabelSet, similarity: float | None = None) -> list[Named]:
     """The names of an answer in their order, however they are numbered, quoted or spelled; repeats are kept.
 

@@ -40,6 +40,12 @@ class AlignSettings:
     objective: str = _one_of("orpo", "what is minimised", OBJECTIVES)
     beta: float = _within(0.1, "weight of the odds ratio (ORPO), or of the margin (DPO, IPO, SimPO)", 1e-9, 1e6)
     nll: str | None = _one_of(None, "tokens of the likelihood; ORPO: prompt+chosen, SFT: chosen, unless given", SCOPES)
+    first_weight: float = _within(
+        1.0,
+        "how many times the chosen answer counts in the likelihood up to its first name; 1: once, as in the paper",
+        1e-6,
+        1e6,
+    )
     rank: int = _within(16, "rank of the adapter", 1, 65536)
     alpha: float = _within(32.0, "scale of the adapter, over its rank", 1e-9, 1e6)
     dropout: float = _within(0.0, "share of the adapter's inputs that is dropped", 0, 0.999)

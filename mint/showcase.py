@@ -42,6 +42,7 @@ SETTINGS: Mapping[str, Any] = {
     "epochs": 1.0,
     "batch_size": 8,
     "nll": "chosen",
+    "first_weight": 5.0,
     "save_every": 0,
 }
 """Where the story differs from the defaults of `align`: the student is tiny, so its steps are long."""

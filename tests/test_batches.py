@@ -15,6 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from students import chat_pairs, peers, run_settings, text_pairs, write_chat_template, write_student
 
+from mint.answers import answer_text
 from mint.chat import ChatTokenizer
 from mint.decoders import Decoder, load_decoder
 from mint.errors import RecordError
@@ -174,6 +175,30 @@ def test_two_pairs_of_one_id_are_refused(tokenizer: ChatTokenizer) -> None:
         token_pairs([pair, pair], tokenizer, run_settings())
 
 
+NAMES = ["Kabuki syndrome", "Noonan syndrome", "Marfan syndrome"]
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["chat", "plain"])
+def test_the_first_name_ends_before_the_line_of_the_second(tokenizer: ChatTokenizer, plain: bool) -> None:
+    answers = [answer_text(names, "disease") for names in (NAMES, NAMES[::-1], NAMES[:1])]
+    parts = answers if plain else [[{"role": "assistant", "content": text}] for text in answers]
+    prompt: Any = "Which?\n" if plain else [{"role": "user", "content": "Which?"}]
+    listed = tokenise(PreferencePair("one", prompt, parts[0], parts[1]), tokenizer)
+    first = tokenizer.decode(listed.chosen[listed.chosen_first : listed.first_stop])
+    assert first == "POTENTIAL_DISEASES:\n1. Kabuki syndrome"
+    alone = tokenise(PreferencePair("two", prompt, parts[2], parts[1]), tokenizer)
+    assert alone.first_stop == len(alone.chosen)  # with the end of the turn
+    shorter = cut(replace(listed, opening=1), 10_000, listed.chosen_first - 1)
+    assert shorter.cut_prompt == 1
+    assert shorter.chosen[shorter.first_stop :] == listed.chosen[listed.first_stop :]
+
+
+def test_an_answer_cut_within_its_first_name_is_all_first_name() -> None:
+    pair = replace(made_pair(prompt=4, chosen=30, rejected=20), first_end=4 + 25)
+    found = cut(pair, max_length=12, max_prompt_length=None)
+    assert found.first_stop == len(found.chosen) == 12
+
+
 # ---- truncation -----------------------------------------------------------------------------------------------------
 
 
@@ -328,11 +353,12 @@ def test_a_split_holds_every_pair_once_within_the_budget(sizes: list[tuple[int, 
 def test_a_batch_scores_prompt_chosen_and_rejected_of_each_pair_in_this_order() -> None:
     pairs = [made_pair(5, 3, 2), made_pair(4, 1, 6)]
     made = batch(pairs)
-    assert made.tree.path_lengths().tolist() == [4, 3, 2, 3, 1, 6]
+    assert made.tree.path_lengths().tolist() == [4, 3, 2, 0, 3, 1, 6, 0]
     assert made.apart == (5 + 3) + (5 + 2) + (4 + 1) + (4 + 6)
     # the prompts are one trunk of 5; the last token of each of the four answers is only a label
     assert len(made.tree) == 5 + 2 + 1 + 0 + 5
-    labels = [made.tree.labels[made.tree.member_edges[made.tree.member_paths == p]].tolist() for p in range(6)]
+    scored = (0, 1, 2, 4, 5, 6)
+    labels = [made.tree.labels[made.tree.member_edges[made.tree.member_paths == p]].tolist() for p in scored]
     assert labels == [[1, 2, 3, 4], [1000, 1001, 1002], [2000, 2001], [1, 2, 3], [1000], list(range(2000, 2006))]
 
 
@@ -346,13 +372,15 @@ def test_parts_that_an_objective_does_not_look_at_are_not_computed() -> None:
             "dpo": {"objective": "dpo"},
             "sft": {"objective": "sft"},
             "sft, all": {"objective": "sft", "nll": "prompt+chosen"},
+            "sft, first": {"objective": "sft", "first_weight": 2.0},
         }.items()
     }
     assert lengths == {
-        "orpo": [4, 3, 2],
-        "orpo, chosen": [0, 3, 2],
-        "dpo": [0, 3, 2],
-        "sft": [0, 3, 0],
-        "sft, all": [4, 3, 0],
+        "orpo": [4, 3, 2, 0],
+        "orpo, chosen": [0, 3, 2, 0],
+        "dpo": [0, 3, 2, 0],
+        "sft": [0, 3, 0, 0],
+        "sft, all": [4, 3, 0, 0],
+        "sft, first": [0, 3, 0, 3],  # one answer that names no second thing is all first name
     }
     assert len(objective_batch(pairs, run_settings(objective="sft")).tree) == 5 + 2

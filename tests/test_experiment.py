@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from mint import pipeline
 from mint.builtin.rare_disease import ceiling
 from mint.commands import cli
 from mint.config import AlignSettings
 from mint.errors import ConfigError
-from mint.experiment import OBJECTIVES, Bench, Plan, Told, builtin_task, file_task, tell
+from mint.experiment import OBJECTIVES, Bench, Plan, Told, arms, builtin_task, file_task, tell
 from mint.experiment.arms import ARMS, YARDSTICKS
 from mint.experiment.splits import sides
 from mint.experiment.variations import varied
@@ -122,6 +124,27 @@ def test_what_is_varied_wins_over_what_was_tuned(tmp_path: Path) -> None:
     assert varied(bench, "chosen-k", 2).choices == {"chosen_k": 2, "rejected_q": 2}
 
 
+def test_where_few_cases_are_diagnosed_the_others_are_known_to_the_teacher_alone(tmp_path: Path) -> None:
+    """No label that was taken away may come back: not in a pair, not in a passage, not in a count of naive Bayes."""
+    whole = replace(_bench(tmp_path / "whole"), choices={**CHOICES, "label_first": True})
+    bench = varied(whole, "labelled", 2)
+    assert bench is not whole
+    assert varied(bench, "labelled", 2) is bench
+    known = bench.diagnosed(0)
+    assert len(known) == 2
+    assert bench.diagnosed(0).keys() == known.keys() != bench.diagnosed(1).keys()
+    cases = {case.id: case for case in whole.learnt(0)}
+    assert [case.id for case in bench.learnt(0)] == list(cases)
+    teacher = pipeline.prefer(bench.learnt(0), teacher=bench.task.teacher, chosen_k=3, rejected_q=2)
+    for pair, alone in zip(bench.pairs(0), teacher, strict=True):
+        first = pair.chosen[0]["content"].splitlines()[1].removeprefix("1. ")
+        assert first == cases[pair.id].label if pair.id in known else pair.chosen == alone.chosen
+    assert {pair.id for pair in arms._labelled(bench, 0)} == set(known)
+    assert {passage.name for passage in arms._retriever(bench, 0).passages} == set(known)
+    with_two, with_all = (ARMS["bayes"].answers(each, 0) for each in (bench, whole))
+    assert with_two != with_all
+
+
 def _write_cases(path: Path) -> None:
     rows = [
         {"id": f"c{n}", "label": label, "terms": [f"finding {label}", "Ptosis"], "group": f"p{n}"}
@@ -153,6 +176,10 @@ def test_cases_of_a_file_are_split_by_publication_and_learnt_from_by_the_teacher
         (["--objectives", "base,magic"], "--objectives: 'magic' is none; wanted some of base, rag"),
         (["builtin:tissue"], "students of notes"),
         (["--vary", "nothing=1"], "--vary nothing=1: wanted NAME=VALUE"),
+        (
+            ["cases.jsonl", "--labelled", "3"],
+            "--labelled: the teacher of a file of cases is trained on all their labels",
+        ),
         (["--tune-lr", "0.1"], "give --tune too"),
         (["--train-sizes", "many"], "wanted numbers with commas between"),
     ],

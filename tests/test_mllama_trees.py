@@ -77,7 +77,7 @@ def separate(oracle: Any, pair: TokenPair) -> list[Tensor]:
     """Log-probabilities of the tokens of prompt, chosen and rejected, each text run by itself in transformers."""
     found = []
     images = [] if pair.image is None else [open_image(pair.image)]
-    for ids, first in zip((t.ids for t in pair.texts()), (1, pair.chosen_first, pair.rejected_first), strict=True):
+    for ids, first in zip((t.ids for t in pair.texts()[:3]), (1, pair.chosen_first, pair.rejected_first), strict=True):
         logp = oracle(**oracle_inputs(ids, images, oracle.config.image_token_index)).logits[0].log_softmax(-1)
         scored = [at for at in range(first, len(ids)) if ids[at] != oracle.config.image_token_index]
         found.append(torch.stack([logp[at - 1, ids[at]] for at in scored]))

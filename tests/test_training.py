@@ -19,6 +19,7 @@ from mint.training import Trainer
 from mint.training.batches import CHOSEN, PATHS, REJECTED, TokenPair, batch, step_pairs
 from mint.training.objectives import METRICS, batch_loss
 from mint.training.runs import load_state, read_metrics
+from mint.trees import sequence
 
 Grads = dict[str, torch.Tensor]
 
@@ -142,6 +143,30 @@ def test_the_likelihood_is_pooled_over_the_tokens_of_its_scope(
     each = zip(trainer.pairs, firsts, strict=True)
     logps = torch.cat([token_logps(oracle, pair.chosen)[first:] for pair, first in each])
     assert found["nll_loss"] == pytest.approx(-logps.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["prompt+chosen", "chosen"])
+def test_the_first_name_counts_as_often_as_asked(model: Path, tmp_path: Path, scope: str) -> None:
+    trainer = trainer_of(model, tmp_path, 5, nll=scope)
+    stir(trainer.decoder.network)
+    trainer.pairs = [replace(pair, first_end=pair.chosen_first + 2) for pair in trainer.pairs]
+    plain, _ = accumulated(trainer)
+    whole, gradients = accumulated(trainer, first_weight=4.0)
+    pieces, found = accumulated(trainer, first_weight=4.0, tokens_per_batch=1)
+    assert pieces["nll_loss"] == pytest.approx(whole["nll_loss"], rel=2e-6)
+    assert_same_gradients(gradients, found, 2e-6)
+    with torch.no_grad():
+        each = {pair.id: trainer.decoder.token_logp(sequence(pair.chosen)) for pair in trainer.pairs}
+    total, count = 0.0, 0
+    for pair in trainer.pairs:
+        start = pair.chosen_first - 1
+        weights = torch.ones(len(pair.chosen) - 1)
+        weights[:start] = scope == "prompt+chosen"
+        weights[start : start + 2] = 4
+        total, count = total + (each[pair.id] * weights).sum().item(), count + int(weights.sum())
+    assert whole["nll_loss"] == pytest.approx(-total / count, rel=1e-5)
+    assert abs(whole["nll_loss"] - plain["nll_loss"]) > 1e-3
+    assert whole["log_odds_chosen"] == pytest.approx(plain["log_odds_chosen"], rel=1e-6)  # the odds stay the paper's
 
 
 def test_orpo_takes_the_prompt_in_and_sft_the_answer_unless_told_otherwise(model: Path, tmp_path: Path) -> None:

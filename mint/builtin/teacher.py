@@ -43,7 +43,7 @@ NETWORK = {
     "max_position_embeddings": 112,
     "initializer_range": 0.09,
 }
-STEPS, BATCH, RATE, WARMUP, PHOTOS, TOLD = 2400, 32, 1e-3, 60, 3300, 10000
+STEPS, BATCH, RATE, WARMUP, PHOTOS, TOLD = 8000, 32, 1e-3, 60, 6000, 10000
 _SEED = 7_000_001  # patients of this seed are drawn for no other purpose
 
 

@@ -15,7 +15,7 @@ from .options import given_settings, pair_options, settings_options
 _NOT_HERE = ("pairs", "out", "adapter", "objective", "held_out", "eval_every", "seed", "meta_masking", "cache_gb")
 _PAIRS = ("chosen_k", "rejected_q", "rejected", "label_first", "label_within")
 _PLAN = ("vary", "train_sizes", "vary_objectives", "tune", "tune_lr", "tune_epochs")
-_BENCH = ("documents", "passages", "dpo_from")
+_BENCH = ("labelled", "documents", "passages", "dpo_from")
 _OF_FILES = (
     "labels",
     "draw_faces",
@@ -57,6 +57,11 @@ def _listed(kind: Any) -> Any:
     "Unless given: the shipped one; for a file of cases one that is trained here on its training part.",
 )
 @click.option("--train", type=click.IntRange(2), help="Cases to learn from [default: 800; all of a file].")
+@click.option(
+    "--labelled",
+    type=click.IntRange(1),
+    help="Of the built-in patients to learn from, how many have a known diagnosis [default: all].",
+)
 @click.option("--test", type=click.IntRange(2), help="Built-in patients to be judged by [default: 300].")
 @click.option(
     "--validation",
@@ -118,7 +123,9 @@ def _listed(kind: Any) -> Any:
     show_default=True,
     help="The SFT model that DPO starts from and is held against.",
 )
-@click.option("--vary", multiple=True, help="NAME=VALUE,VALUE: chosen-k, rejected-q, or a number of a run; repeatable.")
+@click.option(
+    "--vary", multiple=True, help="NAME=VALUE,VALUE: chosen-k, rejected-q, labelled, or a number of a run; repeatable."
+)
 @click.option(
     "--train-sizes",
     callback=_listed(int),
@@ -150,6 +157,7 @@ def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: st
     Example:  python cli.py experiment --out runs/experiment
     Example:  python cli.py experiment cases.jsonl.gz --draw-faces --out runs/real
     """
+    from ..builtin.cases import is_builtin
     from ..config import AlignSettings
     from ..experiment import Bench, Plan, check_objectives, tell
     from ..showcase import CHOICES, SETTINGS
@@ -157,6 +165,10 @@ def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: st
     check_objectives(objectives)
     taken = {name: words.pop(name) for name in (*_PAIRS, *_PLAN, *_BENCH)}
     settings = {name: words.pop(name) for name in AlignSettings.__dataclass_fields__ if name in words}
+    if not is_builtin(cases) and (taken["labelled"] or any(text.startswith("labelled=") for text in taken["vary"])):
+        raise ConfigError(
+            "--labelled: the teacher of a file of cases is trained on all their labels; it is for the built-in patients"
+        )
     if (taken["tune_lr"] or taken["tune_epochs"]) and not taken["tune"]:
         raise ConfigError("--tune-lr, --tune-epochs: are what --tune tries; give --tune too")
     run = AlignSettings(**{**SETTINGS, "out": out, **given_settings(settings)})

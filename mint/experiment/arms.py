@@ -4,10 +4,14 @@ base         the decoder as it is                       rag        the same, sho
 sft          learns the true label                      sft-list   learns the teacher's list, nothing rejected
 dpo          DPO on the pairs, from the SFT model       orpo       MINT: ORPO on the pairs
 teacher      the encoder, which sees photo and note     bayes-*    naive Bayes over findings or words
+
+Where only some cases are diagnosed, those that need a diagnosis (rag, sft, bayes-*) learn from these alone; the teacher
+ranks them all.
 """
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +41,7 @@ class Bench:
     """A task with everything that the systems of one comparison share; `own` are settings that --tune found for an arm.
 
     A decoder is asked for the exact probability of every class, or, `written`, for the list that it writes by itself.
+    Of the cases to learn from, `labelled` of each seed have a known diagnosis, all of them unless given.
     """
 
     task: Task
@@ -44,6 +49,7 @@ class Bench:
     folder: Path
     choices: Mapping[str, Any] = field(default_factory=dict)
     size: int | None = None
+    labelled: int | None = None
     documents: str | None = None
     passages: int = 3
     dpo_from: str = "sft-list"
@@ -53,7 +59,16 @@ class Bench:
     _base: list[Decoder] = field(default_factory=list)
 
     def learnt(self, seed: int) -> list[Record]:
-        return self.task.learnt(seed, self.size)
+        """The cases of a seed. The labels that are not to be known are taken away here, before any system sees them."""
+        cases = self.task.learnt(seed, self.size)
+        if self.labelled is None:
+            return cases
+        kept = set(random.Random(seed).sample(range(len(cases)), min(self.labelled, len(cases))))
+        return [case if at in kept else replace(case, label=None, labels=()) for at, case in enumerate(cases)]
+
+    def diagnosed(self, seed: int) -> dict[str, Record]:
+        """The cases of a seed whose label is known, by their ids."""
+        return {case.id: case for case in self.learnt(seed) if case.label is not None}
 
     def pairs(self, seed: int) -> list[PreferencePair]:
         """The preference pairs of a seed's cases."""
@@ -119,10 +134,12 @@ def _rag(bench: Bench, seed: int) -> list[Prediction]:
 
 
 def _retriever(bench: Bench, seed: int) -> Retriever:
-    """The documents given, else the notes of the training cases with their diagnoses."""
+    """The documents given, else the notes of the diagnosed training cases with their diagnoses."""
     if bench.documents is not None:
         return open_retriever(bench.documents)
-    return Bm25([Passage(case.id, f"{case.note.strip()} Diagnosis: {case.label}") for case in bench.learnt(seed)])
+    return Bm25(
+        [Passage(case.id, f"{case.note.strip()} Diagnosis: {case.label}") for case in bench.diagnosed(seed).values()]
+    )
 
 
 def _sft(bench: Bench, seed: int) -> list[Prediction]:
@@ -165,13 +182,13 @@ def _trained(bench: Bench, name: str, seed: int, model: str | None = None) -> Pa
 
 
 def _labelled(bench: Bench, seed: int) -> list[PreferencePair]:
-    """The same prompts, answered with the true label alone."""
-    labels = {record.id: record.label or "" for record in bench.learnt(seed)}
+    """The same prompts, answered with the true label alone; those without a known one are left out."""
+    known = bench.diagnosed(seed)
 
-    def answer(case: str) -> list[dict[str, Any]]:
-        return [{"role": "assistant", "content": answer_text([labels[case]], bench.task.kind)}]
+    def answer(case: Record) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": answer_text([case.label or ""], bench.task.kind)}]
 
-    return [replace(pair, chosen=answer(pair.id)) for pair in bench.pairs(seed)]
+    return [replace(pair, chosen=answer(known[pair.id])) for pair in bench.pairs(seed) if pair.id in known]
 
 
 def _teacher(bench: Bench, _: int) -> list[Prediction]:
@@ -184,7 +201,7 @@ def _bayes(items: Callable[[Task, Record], Any]) -> Callable[[Bench, int], list[
 
     def answers(bench: Bench, seed: int) -> list[Prediction]:
         task = bench.task
-        counted = ((items(task, case), case.label or "") for case in bench.learnt(seed))
+        counted = ((items(task, case), case.label or "") for case in bench.diagnosed(seed).values())
         model = NaiveBayes(counted, task.classes)
         found = (model.predict(case.id, items(task, case)) for case in task.judged)
         return [replace(prediction, ranking=prediction.ranking[:KEPT]) for prediction in found]

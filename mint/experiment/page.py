@@ -58,6 +58,7 @@ class Told:
             "seconds": dict(found.seconds),
             "settings": self.bench.settings.as_dict(),
             "pairs": dict(self.bench.choices),
+            "labelled": self.bench.labelled,
         }
 
     def gap_closed(self) -> dict[str, float]:
@@ -70,6 +71,8 @@ class Told:
         lines = [
             f"{len(task.judged):,} cases of {len(set(task.groups)):,} groups, {len(task.classes)} classes, {seeds}"
         ]
+        if self.bench.labelled is not None:
+            lines += [f"of the cases to learn from, {self.bench.labelled:,} are diagnosed"]
         lines += [*found.table.lines(task.ceilings), "", "The list as it is written, not ranked:"]
         lines += [*found.written.lines({}), "", *self._closed(), _SEEDS, task.remark, *self._tuned()]
         for name, points in [*found.varied.items(), ("training cases", found.curve)]:
@@ -117,7 +120,7 @@ def _write_page(told: Told) -> None:
     first = {ARMS[name].title: next(iter(runs.values())) for name, runs in found.answers.items()}
     reports = {ARMS[name].title: _report(told, name) for name in found.table.rows}
     reports[student] = replace(reports[student], cases=shown_cases(bench.task.judged, first))
-    names = ("model", "lr", "epochs", "batch_size", "beta", "nll", "rank")
+    names = ("model", "lr", "epochs", "batch_size", "beta", "nll", "first_weight", "rank")
     about = {name.replace("_", " "): getattr(bench.settings, name) for name in names}
     write_report(
         bench.folder / "experiment.html",
@@ -129,7 +132,13 @@ def _write_page(told: Told) -> None:
         ceilings=bench.task.ceilings,
         goal=NOTE_CEILING if bench.task.ceilings else None,
         curve=read_metrics(bench.folder / "runs" / f"{found.table.student}-{told.plan.seeds[0]}" / "metrics.jsonl"),
-        about={"cases": bench.task.name, **about, **bench.choices, "seeds": len(told.plan.seeds)},
+        about={
+            "cases": bench.task.name,
+            "diagnosed": bench.labelled or "all",
+            **about,
+            **bench.choices,
+            "seeds": len(told.plan.seeds),
+        },
         remark=f"{bench.task.remark} {_SEEDS} {_FIRST}",
         sections=_sections(found),
     )

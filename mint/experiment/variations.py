@@ -12,6 +12,8 @@ from .arms import Bench
 
 CHOICES = {"chosen-k": int, "rejected-q": int, "label-within": int, "rejected": str}
 """What of the pairs can be varied beside the numbers of a run."""
+LABELLED = "labelled"
+"""And how many of the cases to learn from have a known diagnosis."""
 RATES = (0.5, 1.0, 2.0)
 """What --tune multiplies the learning rate by, unless rates are given."""
 
@@ -25,7 +27,7 @@ _NUMBERS = {
 def parse_vary(text: str) -> tuple[str, list[Any]]:
     """`chosen-k=1,5,10` as its name and its values."""
     name, equals, listed = text.partition("=")
-    kinds: Mapping[str, Any] = CHOICES | _NUMBERS
+    kinds: Mapping[str, Any] = {**CHOICES, LABELLED: int, **_NUMBERS}
     if not equals or name not in kinds or not listed:
         raise ConfigError(f"--vary {text}: wanted NAME=VALUE,VALUE with NAME one of {', '.join(kinds)}")
     return name, [_value(kinds[name], part, text) for part in listed.split(",")]
@@ -41,10 +43,12 @@ def _value(kind: Any, part: str, text: str) -> Any:
 def varied(bench: Bench, name: str, value: Any) -> Bench:
     """The same bench with one thing different, in a folder of its own; itself where that is how it is."""
     folder, key = bench.folder / "vary" / f"{name}={value}", name.replace("-", "_")
-    usual = {"chosen_k": bench.k, "rejected_q": bench.q}
+    usual = {"chosen_k": bench.k, "rejected_q": bench.q, LABELLED: bench.labelled}
     tuned = any(key in settings for settings in bench.own.values())
     if not tuned and value == {**bench.settings.as_dict(), **usual, **bench.choices}.get(key):
         return bench
+    if name == LABELLED:
+        return _fresh(bench, folder=folder, labelled=value)
     if name in CHOICES:
         return _fresh(bench, folder=folder, choices={**bench.choices, key: value})
     own = {arm: {k: v for k, v in settings.items() if k != key} for arm, settings in bench.own.items()}

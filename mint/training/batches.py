@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 
+from ..answers import first_part
 from ..chat import ChatTokenizer
 from ..config import AlignSettings
 from ..errors import MintError, RecordError
 from ..images import open_image
 from ..jsonlines import refuse
 from ..trees import Text, forest, shared, token_tree, without_label
-from ..types import PreferencePair, TokenTree
+from ..types import Message, PreferencePair, TokenTree
 
 IMAGE_WORD = "<|image|>"
-PROMPT, CHOSEN, REJECTED, PATHS = 0, 1, 2, 3
+PROMPT, CHOSEN, REJECTED, FIRST, PATHS = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,16 @@ class TokenPair:
     cut_answers: int = 0
     image: Any = None
     image_token: int = -1  # the id that stands for the image in the prompt
+    first_end: int = 0  # just past the first name of the chosen answer; 0: past the whole answer
 
-    def texts(self) -> tuple[Text, Text, Text]:
-        """What is scored: the prompt, the chosen answer and the rejected one, in the order PROMPT, CHOSEN, REJECTED."""
-        prompt = Text(self.chosen[: self.chosen_first])
-        return prompt, Text(self.chosen, self.chosen_first), Text(self.rejected, self.rejected_first)
+    def texts(self) -> tuple[Text, Text, Text, Text]:
+        """What is scored, in the order PROMPT, CHOSEN, REJECTED, FIRST; the last is the chosen answer up to its first name."""
+        prompt, first = Text(self.chosen[: self.chosen_first]), Text(self.chosen[: self.first_stop], self.chosen_first)
+        return prompt, Text(self.chosen, self.chosen_first), Text(self.rejected, self.rejected_first), first
+
+    @property
+    def first_stop(self) -> int:
+        return min(self.first_end or len(self.chosen), len(self.chosen))
 
     @property
     def size(self) -> int:
@@ -63,7 +69,10 @@ def tokenise(pair: PreferencePair, tokenizer: ChatTokenizer) -> TokenPair:
         prompt = tokenizer.chat_ids(pair.prompt, generate=True)
         opening = prompt[::-1].index(tokenizer.special("<|start_header_id|>")) + 1
         chosen, rejected = (prompt + tokenizer.answer_ids(answer) for answer in (pair.chosen, pair.rejected))
-        made = TokenPair(pair.id, chosen, rejected, len(prompt), len(prompt), opening)
+        head = prompt + tokenizer.answer_ids(_first_name(pair.chosen))
+        made = TokenPair(
+            pair.id, chosen, rejected, len(prompt), len(prompt), opening, first_end=_boundary(head, chosen)
+        )
     if made.chosen == made.rejected:
         raise RecordError("chosen and rejected are the same tokens; a preference needs two answers")
     return made
@@ -72,8 +81,18 @@ def tokenise(pair: PreferencePair, tokenizer: ChatTokenizer) -> TokenPair:
 def _plain(name: str, prompt: str, chosen: str, rejected: str, tokenizer: ChatTokenizer) -> TokenPair:
     """Begin-of-text, prompt and answer as one text, end of turn."""
     start, end = tokenizer.plain_ids(prompt), tokenizer.end_id()
-    one, other = ([*tokenizer.plain_ids(prompt + answer), end] for answer in (chosen, rejected))
-    return TokenPair(name, one, other, _boundary(start, one), _boundary(start, other))
+    one, other, head = (
+        [*tokenizer.plain_ids(prompt + answer), end] for answer in (chosen, rejected, first_part(chosen))
+    )
+    return TokenPair(name, one, other, _boundary(start, one), _boundary(start, other), first_end=_boundary(head, one))
+
+
+def _first_name(messages: Sequence[Message]) -> list[Message]:
+    """The answer as it is, but its last message ends with the first name that it lists."""
+    last = messages[-1]
+    if not isinstance(last["content"], str):
+        return list(messages)
+    return [*messages[:-1], {**last, "content": first_part(last["content"])}]
 
 
 def _with_image(made: TokenPair, pair: PreferencePair, tokenizer: ChatTokenizer) -> TokenPair:
@@ -128,7 +147,9 @@ def cut(pair: TokenPair, max_length: int, max_prompt_length: int | None) -> Toke
             f"within {limits}; raise it, or leave the pair out with --skip-bad"
         )
     lost = max(len(pair.chosen) - len(chosen), len(pair.rejected) - len(rejected)) - drop
-    return TokenPair(pair.id, chosen, rejected, *first, pair.opening, drop, lost)
+    return TokenPair(
+        pair.id, chosen, rejected, *first, pair.opening, drop, lost, first_end=max(pair.first_end - drop, 0)
+    )
 
 
 def token_pairs(
@@ -149,24 +170,24 @@ def token_pairs(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes through the network together: pair i has the paths 3i + PROMPT, + CHOSEN, + REJECTED of the tree."""
+    """What goes through the network together: pair i has the paths 4i + PROMPT, + CHOSEN, + REJECTED, + FIRST of the tree."""
 
     pairs: tuple[TokenPair, ...]
     tree: TokenTree
     apart: int  # tokens that the same texts have one by one
 
 
-def batch(pairs: Sequence[TokenPair], *, with_prompt: bool = True, with_rejected: bool = True) -> Batch:
+def batch(
+    pairs: Sequence[TokenPair], *, with_prompt: bool = True, with_rejected: bool = True, with_first: bool = False
+) -> Batch:
     """The tree of some pairs. A part that the objective does not look at stays in its place as an empty path."""
     trees = []
     for _, same in groupby(pairs, key=beginning):
         members = list(same)
         texts = []
         for pair in members:
-            prompt, chosen, rejected = pair.texts()
-            texts.append(prompt if with_prompt else Text([]))
-            texts.append(chosen)
-            texts.append(rejected if with_rejected else Text([]))
+            wanted = (with_prompt, True, with_rejected, with_first)
+            texts += [text if asked else Text([]) for text, asked in zip(pair.texts(), wanted, strict=True)]
         image = members[0].image
         tree = token_tree(texts, () if image is None else (image,))
         trees.append(tree if image is None else without_label(tree, members[0].image_token))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import AlignSettings
 from ..kernels import log_odds_ratio
 from ..losses import OBJECTIVES, Answers
-from .batches import CHOSEN, PATHS, PROMPT, REJECTED, Batch, TokenPair, batch
+from .batches import CHOSEN, FIRST, PATHS, PROMPT, REJECTED, Batch, TokenPair, batch
 
 METRICS = (
     "loss",
@@ -37,21 +37,27 @@ METRICS = (
 def objective_batch(pairs: Sequence[TokenPair], settings: AlignSettings) -> Batch:
     """A batch with the parts that the objective looks at."""
     preference = OBJECTIVES[settings.objective].preference
-    return batch(pairs, with_prompt=settings.scope == "prompt+chosen", with_rejected=preference)
+    return batch(
+        pairs,
+        with_prompt=settings.scope == "prompt+chosen",
+        with_rejected=preference,
+        with_first=settings.first_weight != 1,
+    )
 
 
-def likelihood_tokens(pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
-    """Tokens that the likelihood of a step is pooled over."""
+def likelihood_tokens(pairs: Sequence[TokenPair], settings: AlignSettings) -> float:
+    """Tokens that the likelihood of a step is pooled over; those up to the first name count `first_weight` times."""
     chosen = sum(len(pair.chosen) - pair.chosen_first for pair in pairs)
+    first = sum(pair.first_stop - pair.chosen_first for pair in pairs)
     prompts = sum(pair.chosen_first - 1 - (pair.image is not None) for pair in pairs)  # an image is not predicted
-    return chosen + (prompts if settings.scope == "prompt+chosen" else 0)
+    return chosen + (settings.first_weight - 1) * first + (prompts if settings.scope == "prompt+chosen" else 0)
 
 
 def batch_loss(
     token_logp: Tensor,
     part: Batch,
     settings: AlignSettings,
-    tokens: int,
+    tokens: float,
     pairs: int,
     reference: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -64,7 +70,8 @@ def batch_loss(
     sums = part.tree.path_sums(token_logp.double()).view(-1, PATHS)
     means = (sums / part.tree.path_lengths().clamp(min=1).view(-1, PATHS)).to(token_logp.dtype)
     share = len(part.pairs) / pairs
-    likelihood = sums[:, CHOSEN] + sums[:, PROMPT] if settings.scope == "prompt+chosen" else sums[:, CHOSEN]
+    likelihood = sums[:, CHOSEN] + (settings.first_weight - 1) * sums[:, FIRST]
+    likelihood = likelihood + sums[:, PROMPT] if settings.scope == "prompt+chosen" else likelihood
     nll = -likelihood.sum() / tokens
     held = torch.zeros_like(sums[:, :2]) if reference is None else reference
     answers = Answers(
