@@ -38,7 +38,7 @@ from .tasks import file_cases
 
 SIZES = {"hidden_size": 320, "intermediate_size": 256, "num_attention_heads": 10, "num_key_value_heads": 10}
 """Where its network differs from the shipped student's: wider, since a file has more findings than the simulation."""
-STEPS, BATCH, NAMES = 250, 32, 2
+STEPS, BATCH, NAMES = 200, 32, 2
 OWN, FAINT = 64, 0.3
 """Numbers of a vector that are the token's own, and how small they are where the others have a meaning."""
 SILENT = 0.1
@@ -120,7 +120,7 @@ def _begin_by_copying(network: Llama) -> None:
     for block in network.model.layers:
         for copying in (block.self_attn.v_proj, block.self_attn.o_proj):
             copying.weight.copy_(torch.eye(len(copying.weight)))
-        block.self_attn.requires_grad_(False)
+            copying.weight.requires_grad_(False)
         block.input_layernorm.weight[-OWN:] = SILENT
         block.mlp.down_proj.weight[:-OWN] = 0
         block.mlp.down_proj.weight.register_hook(lambda gradient: _own_alone(gradient.T).T)
