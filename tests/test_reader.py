@@ -66,6 +66,22 @@ def test_findings_and_names_are_one_token(folder: Path) -> None:
     assert chat.decode(chat.encode(said)) == said
 
 
+def test_findings_that_stand_together_have_vectors_that_say_so(folder: Path) -> None:
+    """p(f, g) / p(f) p(g) by hand: of four notes A stands in 2, B in 2, both in 1; C in 1, with A."""
+    meant = reader._together([[0, 1], [0, 2], [1], []], 3, 3)
+    products = meant @ meant.T
+    assert products[0, 1] == pytest.approx(0, abs=1e-4 * float(products[0, 0]))  # 4 * 1 / (2 * 2) = 1
+    assert products[0, 2] / products[0, 0] == pytest.approx(1.0, abs=1e-3)  # 4 * 1 / (2 * 1) = 4 * 2 / (2 * 2) = 2
+    assert products[2, 2] / products[0, 0] == pytest.approx(2.0, abs=1e-3)  # 4 * 1 / (1 * 1) = 4: log 4 = 2 log 2
+    decoder = load_decoder(folder, device="cpu")
+    vectors, chat = decoder.network.model.embed_tokens.weight, decoder.tokenizer
+    said = {text: vectors[chat.encode(text)[0], : -reader.OWN] for text in (" Ptosis", "Ptosis", "3. ", NAMES[0])}
+    assert said["Ptosis"].equal(said[" Ptosis"])
+    assert float(said["Ptosis"].abs().max()) > 0
+    assert not said["3. "].any()
+    assert not said[NAMES[0]].any()
+
+
 def test_the_other_findings_are_asked_for_and_the_names_are_drawn() -> None:
     listed = list(conversations(_notes(CASES), NAMES, 400, 0))
     assert listed == list(conversations(_notes(CASES), NAMES, 400, 0))

@@ -38,7 +38,7 @@ from .tasks import file_cases
 
 SIZES = {"hidden_size": 320, "intermediate_size": 256, "num_attention_heads": 10, "num_key_value_heads": 10}
 """Where its network differs from the shipped student's: wider, since a file has more findings than the simulation."""
-STEPS, BATCH, NAMES = 200, 32, 2
+STEPS, BATCH = 200, 32
 OWN, FAINT = 64, 0.3
 """Numbers of a vector that are the token's own, and how small they are where the others have a meaning."""
 SILENT = 0.1
@@ -98,7 +98,7 @@ def conversations(notes: Sequence[Read], names: Sequence[str], count: int, seed:
     for number in range(count):
         read = rng.choice(notes)
         findings = rng.sample(read.findings, len(read.findings))
-        if number % NAMES and len(findings) > 1:
+        if number % 2 and len(findings) > 1:
             cut = rng.randint(1, len(findings) - 1)
             yield _other_findings(read.note(findings[:cut]), findings[cut:][:LISTED])
         else:
@@ -115,8 +115,8 @@ def _other_findings(record: Record, others: Sequence[str]) -> Conversation:
 @torch.no_grad()
 def _begin_by_copying(network: Llama) -> None:
     """Each token begins by adding the mean of what stands before it, and nothing else: so the end of a note, and an answer
-    that begins there, know all of its findings alike. What is copied, and what words mean, stays as it is: a few hundred
-    batches would spoil it before they made it better."""
+    that begins there, know all of its findings alike. Reading teaches where to look; what is copied stays as it is, and
+    what a layer adds of its own goes to the last OWN numbers: else a few hundred batches would bury the findings."""
     for block in network.model.layers:
         for copying in (block.self_attn.v_proj, block.self_attn.o_proj):
             copying.weight.copy_(torch.eye(len(copying.weight)))
@@ -135,8 +135,8 @@ def _own_alone(gradient: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _give_meaning(network: Llama, tokenizer: Any, notes: Sequence[Read]) -> None:
-    """The vector of a finding says which others stand in notes with it, that of any other token says nothing there; the
-    last OWN numbers are each token's own. Both forms of a finding have the same."""
+    """The vector of a finding says which others stand in notes with it, and reading leaves that as it is; that of any other
+    token says nothing there. The last OWN numbers are each token's own. Both forms of a finding have the same."""
     row = {finding: at for at, finding in enumerate(dict.fromkeys(f for read in notes for f in read.findings))}
     vectors = network.model.embed_tokens.weight
     vectors.register_hook(_own_alone)
