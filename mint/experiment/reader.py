@@ -117,7 +117,8 @@ def _begin_by_copying(network: Llama) -> None:
     """Each token begins by adding the mean of what stands before it, and nothing else: so the end of a note, and an answer
     that begins there, know all of its findings alike. Reading teaches where to look; what is copied stays as it is, and
     what a layer adds of its own goes to the last OWN numbers: else a few hundred batches would bury the findings."""
-    for block in network.model.layers:
+    blocks: Any = network.model.layers
+    for block in blocks:
         for copying in (block.self_attn.v_proj, block.self_attn.o_proj):
             copying.weight.copy_(torch.eye(len(copying.weight)))
             copying.weight.requires_grad_(False)
@@ -158,7 +159,7 @@ def _together(notes: Sequence[Sequence[int]], count: int, width: int) -> Tensor:
     often = there.sum(0)
     more = (there.T @ there * len(notes) / (often[:, None] * often)).clamp(min=1).log()
     words, strengths, _ = torch.linalg.svd(more, full_matrices=False)
-    found = words[:, :width] * strengths[:width].sqrt()
+    found: Tensor = words[:, :width] * strengths[:width].sqrt()
     return found * (MEANING / found.std().clamp(min=1e-6))
 
 
