@@ -20,10 +20,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 def pick_device(device: str | torch.device) -> torch.device:
     """The device by name; `auto` is the first GPU where there is one."""
+    unknown = f"--device {device}: no such device; wanted auto, cpu or cuda"
     try:
         found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if str(device) == "auto" else device)
     except RuntimeError:
-        raise ConfigError(f"--device {device}: no such device; wanted auto, cpu or cuda") from None
+        raise ConfigError(unknown) from None
+    if found.type not in ("cpu", "cuda", "meta"):
+        raise ConfigError(unknown)
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: this machine has no CUDA device that torch can use; give cpu or auto")
     if found.type == "cuda" and parallel.size() > 1:

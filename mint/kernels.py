@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 _inside, _beside = (Path(__file__).resolve().parents[up] / "kernels" for up in (0, 1))
@@ -61,20 +62,37 @@ def token_logprob(
 ) -> Tensor:
     """log p(label) of each row: hidden (N, D), head (V, D), labels (N,) -> (N,) float32; the (N, V) logits never exist whole.
 
-    logits = hidden headᵀ + bias + low upᵀ, where low (N, r) and up (V, r) carry a LoRA on the head. Differentiable in
-    every float argument. `tile` is the number of vocabulary columns looked at together. Labels lie in 0..V-1.
+    logits = hidden headᵀ + bias + low upᵀ, where low (N, r) and up (V, r) carry a LoRA on the head. Differentiable, once, in
+    every float argument; all of them have one dtype. `tile` is the number of vocabulary columns looked at together. Labels
+    lie in 0..V-1.
 
     With `skip` the gradients of hidden and low may leave out classes that together have at most this share of a row's
     probability beside its label's: they are off by at most skip (1 - p) max |head[j]| (or up[j]) times the gradient of
     log p, which itself stays exact. A processor leaves them out tile by tile; a GPU leaves out nothing.
     """
+    _check_kinds(labels, hidden=hidden, head=head, bias=bias, low=low, up=up)
     module = _backend(hidden, "logprob")
     out: Tensor = module.token_logprob(hidden, head, labels, bias=bias, low=low, up=up, tile=tile, skip=skip)
     return out
 
 
+def _check_kinds(labels: Tensor, **given: Tensor | None) -> None:
+    """Refuse what the products or the indexing would get wrong, or say in words that help nobody."""
+    if (given["low"] is None) != (given["up"] is None):
+        raise ValueError("token_logprob: low and up are the two halves of an adapter; give both or none")
+    kinds = {name: str(one.dtype).removeprefix("torch.") for name, one in given.items() if one is not None}
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+        raise ValueError(f"token_logprob takes one dtype; found {found}; cast them, like head.to(hidden.dtype)")
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"token_logprob: labels are {labels.dtype}; wanted int64")
+
+
 def log_odds_ratio(chosen_logp: Tensor, rejected_logp: Tensor) -> Tensor:
     """log(odds(chosen) / odds(rejected)), ORPO equation 4, of mean log-probabilities (B,), (B,) -> (B,); differentiable."""
+    if chosen_logp.ndim > 1 or chosen_logp.shape != rejected_logp.shape:
+        found = f"chosen {tuple(chosen_logp.shape)} and rejected {tuple(rejected_logp.shape)}"
+        raise ValueError(f"log_odds_ratio takes log-probabilities (B,) and (B,), one of each for a pair; found {found}")
     out: Tensor = _backend(chosen_logp, "odds").log_odds_ratio(chosen_logp, rejected_logp)
     return out
 

@@ -30,7 +30,7 @@ from .jsonlines import refuse
 from .labels import LabelSet, read_labels
 from .pairs import prefer_pairs
 from .pairs.files import read_pairs
-from .predicting import Questioner
+from .predicting import Questioner, check_mode
 from .progress import progress, say
 from .ranking import rank
 from .records import read_records
@@ -268,6 +268,8 @@ def predict(
     opening: str = "",
     alone: bool = False,
     max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
     retrieve: str | Path | Retriever | None = None,
     retriever: str | Path | None = None,
     passages: int = 3,
@@ -280,33 +282,26 @@ def predict(
 ) -> Iterator[Prediction]:
     """One modality of each case in, classes best first out.
 
-    `mode`: "rank" is exact over `labels`, "list" the aligned list of `top` of them, "text" free text and the
-    names found in it, those that are no label marked `outside`. `retrieve` is a
-    file or folder of documents, of which the best `passages` stand before each case, found by words, or by meaning with
-    the encoder `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
+    `mode`: "rank" is exact over `labels`, "list" the aligned list of `top` of them, "text" free text, with a `temperature`
+    above 0 sampled, and the names found in it, those that are no label marked `outside`. `retrieve` is a file or folder of
+    documents, of which the best `passages` stand before each case, found by words, or by meaning with the encoder
+    `retriever`. Cases whose ids are in `done` are passed over. A decoder, LabelSet or Retriever that is
     given as such is used as it is, so that many calls can share them. `opening` is how an answer begins, for a model
     whose answers are lists: in rank mode a label is then scored as the first name, or with `alone` as the only one. With
     `shard` all ranks hold the decoder together, with `tensor_parallel` so many of them.
     """
     known = closed_set(labels)  # what is small is read before the decoder, so that its faults cost no wait
+    check_mode(mode, known, temperature)
+    if retriever is not None and retrieve is None:
+        raise ConfigError(f"--retriever {retriever}: finds passages in the documents of --retrieve; give them too")
     if isinstance(retrieve, str | Path):
         retrieve = open_retriever(retrieve, retriever, str(loading.get("device", "auto")))
     decoder = model if isinstance(model, Decoder) else _answering(model, adapter, shard, tensor_parallel, **loading)
     questioner = Questioner(
-        decoder,
-        known,
-        mode=mode,
-        modality=modality,
-        kind=kind,
-        template=template,
-        top=top,
-        normalise=normalise,
-        opening=opening,
-        alone=alone,
-        max_new_tokens=max_new_tokens,
-        retriever=retrieve,
-        passages=passages,
-    )
+        decoder, known, mode=mode, modality=modality, kind=kind, template=template, top=top, normalise=normalise,
+        opening=opening, alone=alone, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        retriever=retrieve, passages=passages,
+    )  # fmt: skip
     records = (record for record in _records(cases, reading, skipped) if record.id not in done)
     answers = _answered(questioner, records, skipped)
     yield from answers if isinstance(cases, list | tuple) else progress(answers, "predicting", unit="case")
@@ -389,7 +384,8 @@ def _records(
     if isinstance(cases, str | Path) and not is_builtin(cases):
         return read_records(cases, undiagnosed=True, skipped=skipped, **reading)
     if reading:
-        raise ConfigError(f"{', '.join(reading)}: say how a file is read, and {str(cases)[:80]} is none; leave it out")
+        given = cases if isinstance(cases, str | Path) else "what was given"
+        raise ConfigError(f"{', '.join(reading)}: say how a file is read, and {given} is none; leave it out")
     return builtin_cases(cases) if isinstance(cases, str | Path) else cases
 
 

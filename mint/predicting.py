@@ -60,16 +60,13 @@ class Questioner:
     opening: str = ""
     alone: bool = False
     max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
     retriever: Retriever | None = None
     passages: int = 3
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(f"--mode {self.mode}: wanted one of {', '.join(MODES)}")
-        if self.mode != "text" and self.known is None:
-            raise ConfigError(
-                f"--labels: {self.mode} mode needs the closed set; give a file with one label a line, or --mode text"
-            )
+        check_mode(self.mode, self.known, self.temperature)
         if self.retriever is not None and self.passages < 1:
             raise ConfigError(f"--passages {self.passages}: wanted at least 1")
 
@@ -116,7 +113,9 @@ class Questioner:
     def _texts(self, cases: Sequence[Put]) -> Iterator[Prediction]:
         """Free text for some cases, written side by side."""
         prompts = [self.decoder.tokenizer.chat_ids(case.messages, generate=True) for case in cases]
-        answers = self.decoder.generate(prompts, self.max_new_tokens, images=[case.images for case in cases])
+        answers = self.decoder.generate(
+            prompts, self.max_new_tokens, self.temperature, seed=self.seed, images=[case.images for case in cases]
+        )
         for case, ids in zip(cases, answers, strict=True):
             text = self.decoder.tokenizer.decode(ids)
             yield Prediction(case.id, self.named(text), text, _shown(case.passages))
@@ -204,6 +203,18 @@ class Questioner:
             return self.context - len(self.ranker.layout.opening) - int(self.ranker.layout.lengths.max())
         lengths = sorted(map(len, self.decoder.tokenizer.encode_all(self._names())), reverse=True)
         return self.context - sum(length + 6 for length in lengths[: self.asked]) - 16
+
+
+def check_mode(mode: str, known: LabelSet | None, temperature: float) -> None:
+    """Refuse what a mode cannot do; it costs nothing, so it can be asked before a decoder is loaded."""
+    if mode not in MODES:
+        raise ConfigError(f"--mode {mode}: wanted one of {', '.join(MODES)}")
+    if mode != "text" and known is None:
+        raise ConfigError(
+            f"--labels: {mode} mode needs the closed set; give a file with one label a line, or --mode text"
+        )
+    if mode != "text" and temperature:
+        raise ConfigError(f"--temperature {temperature}: {mode} mode draws nothing; leave it out, or give --mode text")
 
 
 def _opened(record: Record) -> Any:

@@ -102,7 +102,8 @@ def _check_seen(record: Record, modality: str, words: str) -> None:
     if modality != "image" and "note" not in places:
         raise ConfigError(f"template: has no place {{note}}, but the student is to see the {modality}; put {{note}} in")
     if modality != "image" and not record.note.strip():
-        raise RecordError(f"case {record.id!r}: the note is empty; give it one, or leave the case out")
+        other = "" if record.image is None else ", or show its image (--modality image)"
+        raise RecordError(f"case {record.id!r}: the note is empty; give it one, or leave the case out{other}")
     if modality != "note" and record.image is None:
         raise RecordError(f"case {record.id!r}: has no image; give it one, or leave the case out")
 

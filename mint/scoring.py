@@ -21,7 +21,7 @@ from .chat import ChatTokenizer
 from .decoders import Decoder
 from .decoders.heads import edge_logp, head_weight
 from .decoders.trunks import Trunks
-from .errors import ConfigError
+from .errors import ConfigError, WorkError
 from .kernels import blocks
 from .progress import progress
 from .search import best_first
@@ -138,6 +138,7 @@ class Ranker:
             nodes[:, piece.child] = edge_logp(hidden, weight, piece.source - piece.again, piece.token)
         for level, parents in layout.levels:
             nodes[:, level] += nodes[:, parents]
+        self._check_numbers(bool(nodes.isnan().any()))
         return nodes[:, trie.leaf].float()
 
     def scores(self, logp: Tensor) -> Tensor:
@@ -186,6 +187,7 @@ class Ranker:
         if found is None:
             logp = self.logp([prompt], [images])[0]
             return Prediction(case, self._entries(logp, logp, top))
+        self._check_numbers(math.isnan(found.total))
         entries = zip(found.texts, found.logp, strict=True)
         return Prediction(
             case,
@@ -194,6 +196,13 @@ class Ranker:
                 for c, value in entries
             ),
         )
+
+    def _check_numbers(self, wrong: bool) -> None:
+        if wrong:
+            name = self.decoder.checkpoint.name
+            raise WorkError(
+                f"{name}: gives log-probabilities that are no numbers; look for NaN in its weights, or give --dtype float32"
+            )
 
     def _groups(self, cases: Iterable[_Asked]) -> Iterator[list[_Asked]]:
         """Cases whose prompts, pictures and tries together have at most PIECE tokens, or one by one."""

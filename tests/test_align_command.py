@@ -257,6 +257,8 @@ USAGE = {
     "targets": (("--targets", "q_proj,query"), "--targets query: no such linear layer; there are"),
     "adapter": (("--adapter", "./absent"), "absent"),
     "device": (("--device", "tpu9"), "--device tpu9: no such device; wanted auto, cpu or cuda"),
+    "pairs made and given": (("--chosen-k", "2"), "--chosen-k: says how a --teacher makes pairs of CASES; give both"),
+    "a device of torch alone": (("--device", "mps"), "--device mps: no such device; wanted auto, cpu or cuda"),
     "dtype": (("--dtype", "int4"), "--dtype int4: wanted auto, float32"),
     "config": (("--config", "absent.json"), "absent.json: no such file"),
     "held out": (("--held-out", "0.95"), "--held-out 0.95: wanted a number from 0 to 0.9"),

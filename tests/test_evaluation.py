@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mint.commands import cli
 from mint.errors import ConfigError, MintError, RecordError
 from mint.evaluation import NOTHING, OUTSIDE, judge, measure, summarise, teacher_lists
-from mint.evaluation.bootstrap import mean_interval, resampled_sums
+from mint.evaluation.bootstrap import interval, resampled_sums
 from mint.evaluation.predictions import read_predictions, write_predictions
 from mint.labels import LabelSet
 from mint.types import Prediction, Ranking, Record
@@ -202,9 +204,9 @@ def test_an_interval_holds_its_mean_repeats_with_its_seed_and_narrows_with_cases
 
 def test_the_interval_of_a_share_is_about_two_standard_errors() -> None:
     values = np.r_[np.ones(300), np.zeros(700)]
-    mean, low, high = mean_interval(values.tolist(), resamples=2000)
+    sums = resampled_sums(np.stack([values, np.ones(1000)], axis=1), [str(case) for case in range(1000)], 2000, 0)
+    low, high = interval(sums[:, 0] / sums[:, 1], 0.95)
     error = math.sqrt(0.3 * 0.7 / 1000)
-    assert mean == 0.3
     assert low == pytest.approx(0.3 - 1.96 * error, abs=0.003)
     assert high == pytest.approx(0.3 + 1.96 * error, abs=0.003)
 
@@ -333,3 +335,16 @@ def test_only_named_errors_come_out_of_mutated_predictions(
         message = str(error)
     assert "\n" not in message
     assert str(path) in message
+
+
+def test_the_command_prints_each_metric_with_its_interval(tmp_path: Path) -> None:
+    (tmp_path / "truth.jsonl").write_text("".join(f'{{"id": "{at}", "label": "{at % 2}"}}\n' for at in range(8)))
+    lines = (f'{{"id": "{at}", "ranking": [{{"label": "0"}}, {{"label": "1"}}]}}\n' for at in range(8))
+    (tmp_path / "predictions.jsonl").write_text("".join(lines))
+    words = ["evaluate", str(tmp_path / "predictions.jsonl"), "--truth", str(tmp_path / "truth.jsonl")]
+    shown = CliRunner().invoke(cli, words).stdout.splitlines()
+    told = json.loads(CliRunner().invoke(cli, [*words, "--json"]).stdout)
+    low, high = told["intervals"]["top_1"]
+    assert 0 < low < told["top_1"] == 0.5 < high < 1
+    assert shown[0] == f"top_1: 0.5 ({low:g} to {high:g})"
+    assert "cases: 8" in shown

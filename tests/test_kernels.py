@@ -120,7 +120,10 @@ def test_no_rows_give_no_values_and_zero_gradients():
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"labels": torch.tensor([0, 11])}, "outside 0..10"), ({"labels": torch.tensor([-100, 1])}, "-100"),
-     ({"labels": torch.tensor([1])}, "labels"), ({"hidden": torch.zeros(2, 5)}, "head"), ({"tile": 0}, "at least one")],
+     ({"labels": torch.tensor([1])}, "labels"), ({"hidden": torch.zeros(2, 5)}, "head"), ({"tile": 0}, "at least one"),
+     ({"head": torch.zeros(11, 4).bfloat16()}, r"one dtype; found hidden float32, head bfloat16.*head.to\(hidden.dtype\)"),
+     ({"low": torch.zeros(2, 1)}, "low and up are the two halves"), ({"labels": torch.zeros(2)}, "labels are torch.float32"),
+     ({"labels": torch.zeros(2).byte()}, "labels are torch.uint8; wanted int64")],
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_refused_by_name(change, words):
     with pytest.raises(ValueError, match=words):
@@ -290,6 +293,12 @@ def test_the_odds_have_a_finite_value_and_slope_at_probability_one(x):
     assert torch.isfinite(ratio).all()
     assert torch.isfinite(chosen.grad).all()
     assert torch.isfinite(rejected.grad).all()
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [(3, 1), (1, 3), ((2, 2), (2, 2))])
+def test_odds_of_other_shapes_than_one_number_a_pair_are_refused(chosen, rejected):
+    with pytest.raises(ValueError, match="one of each for a pair; found chosen"):
+        log_odds_ratio(-torch.ones(chosen), -torch.ones(rejected))
 
 
 def test_the_odds_of_one_third_and_one_half_can_be_worked_by_hand():

@@ -191,7 +191,7 @@ def test_trl_s_image_columns_are_read_and_the_image_gets_its_place(tmp_path: Pat
 
 def test_null_columns_and_further_columns_are_passed_over(file: Path) -> None:
     row = {**IMPLICIT, "prompt": None, "image": None, "images": None, "id": None, "score_chosen": 4.5}
-    row["chosen"] = [{**USER, "name": None}, {**BLUE, "tool_calls": None}]
+    row |= {"tools": None, "chosen": [{**USER, "name": None}, {**BLUE, "tool_calls": None}]}
     (pair,) = read_pairs(lines(file, row))
     assert pair == PreferencePair(id="line-1", prompt=[USER], chosen=[BLUE], rejected=[GREEN])
 
@@ -247,6 +247,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "id again": (changed(id="first"), "the id 'first' is that of line 1 too"),
     "another form": (IMPLICIT, "message lists without a prompt of their own, but line 1 has message lists"),
     "strings": (STRINGS, "plain strings, but line 1 has message lists"),
+    "tools": (changed(tools=[{"name": "look_up"}]), "tools: a prompt that offers tools"),
+    "tool calls": (changed(chosen=[{**BLUE, "tool_calls": [{"name": "f"}]}]), "chosen, message 0: tool_calls"),
     "not utf-8": (b'{"chosen": "\xff"}', "not UTF-8"),
 }
 

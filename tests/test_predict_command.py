@@ -103,6 +103,12 @@ def test_standard_input_takes_json_lines_and_plain_notes(words: list[str], tmp_p
     assert [row["ranking"][0]["label"] for row in plain] == [row["ranking"][0]["label"] for row in rows(from_file)[:2]]
 
 
+def test_what_skip_bad_leaves_out_is_listed_after_what_is_printed(words: list[str]) -> None:
+    result = run("-", *words, "--skip-bad", stdin='{"id": "q", "note": "Short."}\n{oops\n')
+    assert [row["id"] for row in rows(result.stdout)] == ["q"]
+    assert "left out: standard input:2: not JSON" in result.stderr
+
+
 def test_csv_holds_the_same_as_json_lines(words: list[str], tmp_path: Path) -> None:
     cases = str(tmp_path / "cases.jsonl")
     found = rows(run(cases, *words).stdout)
@@ -277,11 +283,27 @@ def test_a_second_run_into_the_same_file_is_refused(tmp_path: Path) -> None:
         ({"mode": "guess", "labels": NAMES}, "--mode guess"),
         ({"labels": NAMES, "modality": "image"}, "case 'a': has no image"),
         ({"labels": ["a", "A"]}, "is there twice"),
+        ({"labels": NAMES, "temperature": 0.5}, "--temperature 0.5: rank mode draws nothing"),
+        ({"labels": NAMES, "retriever": "bert"}, "--retriever bert: finds passages in the documents of --retrieve"),
+        ({"mode": "text", "reading": {"columns": {}}}, "columns: say how a file is read, and what was given is none"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(decoder: Decoder, given: dict[str, Any], words: str) -> None:
     with pytest.raises((ConfigError, RecordError), match=words):
         list(predict([Record("a", note="x")], model=decoder, **given))
+
+
+def test_texts_are_drawn_alike_alone_and_together_from_a_file_and_as_they_come(
+    words: list[str], tmp_path: Path
+) -> None:
+    how = [*words, "--mode", "text", "--max-new-tokens", "8", "--temperature", "0.9", "--seed"]
+    texts = {
+        seed: [row["text"] for row in rows(run(str(tmp_path / "cases.jsonl"), *how, seed).stdout)] for seed in "34"
+    }
+    assert texts["3"] != texts["4"]
+    alone = [json.loads(run("--note", note, *how, "3", "--json").stdout)["rows"][0]["text"] for note in NOTES.values()]
+    assert alone == texts["3"]
+    assert run("--note", NOTES["a"], *how, "3").stdout.rstrip("\n\N{REPLACEMENT CHARACTER}") in alone[0]
 
 
 def test_text_mode_names_what_is_outside_the_set(

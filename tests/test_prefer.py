@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from students import write_student
 from test_clip_encoder import clip
 from torch import Tensor
 
-from mint import prefer
+from mint import pipeline, prefer
 from mint.commands import cli
 from mint.encoders import ClipEncoder, load_encoder
 from mint.images import open_image
 from mint.pairs.files import read_pairs
-from mint.types import Record
+from mint.types import PreferencePair, Record
 
 __all__ = ["clip"]
 REAL = Path(os.environ.get("MINT_REAL", Path(__file__).parents[2] / "shared" / "real"))
@@ -228,3 +229,24 @@ def test_memory_does_not_grow_with_the_number_of_pictures(clip: Path, tmp_path: 
     assert most_held(encoder, tmp_path / "large.jpg", 120) - few < 30e6
     encoder.__class__ = Hoarding
     assert most_held(encoder, tmp_path / "large.jpg", 120) - few > 250e6
+
+
+def test_align_makes_its_pairs_of_cases_and_a_teacher_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [{"id": name, "note": f"thin {name}", "label": "red"} for name in "abc"] + [{"id": "d", "label": "red"}]
+    scores = [{"id": case["id"], "scores": {"red": 3, "blue": 2, "wide": 1, "deep": 0}} for case in cases]
+    for name, rows in (("cases", cases), ("scores", scores)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made: list[PreferencePair] = []
+    inner = pipeline.token_pairs
+    monkeypatch.setattr(pipeline, "token_pairs", lambda pairs, *rest: inner(made.extend(pairs) or made, *rest))
+    words = ["align", str(tmp_path / "cases.jsonl"), "--teacher", str(tmp_path / "scores.jsonl"), "--steps", "1"]
+    words += ["--model", str(write_student(tmp_path / "student")), "--out", str(tmp_path / "run"), "--skip-bad"]
+    result = CliRunner().invoke(cli, [*words, "--chosen-k", "2", "--rejected-q", "1", "--rejected", "near"])
+    assert result.exit_code == 0, result.stderr
+    assert "left out: case 'd': the note is empty" in result.stderr
+    assert [pair.id for pair in made] == ["a", "b", "c"]
+    assert [line[3:] for line in made[0].chosen[0]["content"].splitlines()[1:]] == ["red", "blue"]
+    assert made[0].rejected[0]["content"].splitlines()[1:] == ["1. wide"]
+    assert (
+        "--modality: the built-in task has its own" in CliRunner().invoke(cli, ["align", "--modality", "both"]).stderr
+    )

@@ -189,6 +189,8 @@ def test_a_broken_file_in_a_folder_costs_only_itself(tmp_path):
         {"id": {"a": 1}},
         {"subject": {"sex": []}},
         {"subject": {"timeAtLastEncounter": {"age": {"iso8601duration": []}}}},
+        {"phenotypic_features": []},  # names of another format: what is below them would be lost
+        {"meta_data": {}},
     ],
 )
 def test_a_phenopacket_of_another_shape_is_refused_by_file_and_part(tmp_path, changes):

@@ -65,6 +65,12 @@ def test_utf16_is_refused_with_the_mend(tmp_path):
         list(read_records(path))
 
 
+def test_lines_that_end_in_a_bare_carriage_return_are_refused_with_the_mend(tmp_path):
+    (tmp_path / "old.csv").write_bytes(b"id,note,label\ra,Short,X\rb,Tall,Y\r")
+    with pytest.raises(RecordError, match="its lines end in a bare carriage return; save it with LF or CRLF"):
+        list(read_records(tmp_path / "old.csv"))
+
+
 def test_a_table_without_the_wanted_columns_is_refused_with_those_it_has(tmp_path):
     path = table(tmp_path / "c.csv", "name,text\na,x\n")
     with pytest.raises(RecordError, match=r"c.csv:1: the columns are \['name', 'text'\]; wanted id and one of note"):

@@ -12,7 +12,7 @@ from checkpoints import write_llama
 
 from mint import scoring
 from mint.decoders import Decoder, load_decoder, lora
-from mint.errors import ConfigError
+from mint.errors import ConfigError, WorkError
 from mint.scoring import Ranker, layout_of
 
 LABELS = ("Kabuki syndrome", "Noonan", "Noonan syndrome", "Noonan syndrome 1", "Noonan syndrome 10", "Ünïcode (x)",
@@ -148,6 +148,15 @@ def test_threads_share_a_ranker(decoder: Decoder) -> None:
 def test_what_cannot_be_ranked_is_refused(decoder: Decoder, labels: list[str], normalise: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Ranker(decoder, labels, normalise)
+
+
+def test_a_decoder_that_gives_no_numbers_is_refused(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = decoder.network.model.norm
+    monkeypatch.setattr(norm, "weight", torch.nn.Parameter(torch.full_like(norm.weight, float("nan"))))
+    with pytest.raises(WorkError, match="log-probabilities that are no numbers; look for NaN"):
+        Ranker(decoder, LABELS).rank(*CASES[0])
+    with pytest.raises(WorkError, match="no numbers"):
+        Ranker(decoder, LABELS).best(*CASES[0], top=1)
 
 
 def test_a_wrong_score_is_seen(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,8 @@ OPTIONS: list[dict[str, Any]] = [
         "alpha_pattern": {"layers.0.self_attn.q_proj": 9},
     },
     {"layers_to_transform": [1]},
+    {"target_modules": "all-linear", "exclude_modules": ["down_proj"]},
+    {"exclude_modules": r".*layers\.0\..*v_proj"},
 ]
 
 
@@ -100,7 +102,7 @@ def test_an_adapter_made_by_peft_reads_here_with_equal_tensors_and_scaling(base,
         assert adapter.scaling(name) == pytest.approx(layers[name].scaling["default"], rel=1e-12)
 
 
-@pytest.mark.parametrize("options", [*OPTIONS[:3], *OPTIONS[5:6]])
+@pytest.mark.parametrize("options", [*OPTIONS[:3], *OPTIONS[5:6], *OPTIONS[7:8]])
 def test_an_adapter_written_here_opens_in_peft_with_equal_logits(base, tmp_path, options):
     theirs = saved_by_peft(base, tmp_path / "theirs", **options)
     adapter = read_adapter(tmp_path / "theirs")
@@ -205,7 +207,7 @@ def test_peft_adapters_of_other_mathematics_are_refused_by_name(base, tmp_path):
         ({"target_modules": ["q_proj"]}, f"{V} is none of the target_modules"),
         ({"target_modules": ["q_proj", "v_proj", "proj"]}, "target proj has no lora_A and lora_B"),
         ({"rank_pattern": {"v_proj": 3}}, f"{V} has lora_A [2, 32] and lora_B [16, 2], wanted [3, in] and [out, 3]"),
-        ({"rank_pattern": {"(a+)+$": 3}}, "rank_pattern is a dict of 1, wanted at most 10,000 names"),
+        ({"rank_pattern": {"(a+)+$": 3}}, "rank_pattern is a dict of 1, wanted at most 10,000 names, no regular"),
         ({"alpha_pattern": {"v_proj": "x"}}, "alpha_pattern is a dict of 1, wanted"),
     ],
 )

@@ -10,7 +10,7 @@ import click
 from ..config import AlignSettings
 from ..errors import ConfigError
 from .frame import command, listed
-from .options import given_settings, settings_options
+from .options import given_choices, given_settings, pair_options, settings_options
 
 
 def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSettings:
@@ -31,6 +31,11 @@ def _resolve(given: dict[str, Any], config: str | None, resume: bool) -> AlignSe
 @click.option(
     "--draw-faces", is_flag=True, help="Give cases without a photo a simulated one, drawn from their findings."
 )
+@click.option(
+    "--modality", type=click.Choice(["note", "image", "both"]), help="What of CASES the student sees [default: note]."
+)
+@click.option("--kind", type=click.Choice(["disease", "tissue"]), help="Of the classes of CASES [default: disease].")
+@pair_options
 @click.option("--config", help="A run.json (or run folder): its settings, but for those given here.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the audit of the pairs and stop.")
@@ -48,19 +53,20 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
     """
     from .. import pipeline
 
+    choices = given_choices(given, "modality", "kind")
     own_task = cases in ("builtin:rare-disease", "builtin:tissue") or (cases is None and given["model"] is None)
     if own_task and not (given["pairs"] or config or resume or dry_run):
-        return _showcase(cases, given, teacher)
+        return _showcase(cases, given, teacher, choices)
     settings = _resolve(given, config, resume)
     skipped: list[str] | None = [] if skip_bad else None
     try:
-        pairs = _taught(cases, teacher, settings, draw_faces)
+        pairs = _taught(cases, teacher, settings, draw_faces, choices, skipped)
         return pipeline.align(settings, pairs, resume=resume, dry_run=dry_run, skipped=skipped)
     finally:
         listed(skipped)
 
 
-def _showcase(task: str | None, given: dict[str, Any], teacher: str | None) -> Any:
+def _showcase(task: str | None, given: dict[str, Any], teacher: str | None, choices: dict[str, Any]) -> Any:
     """A built-in task from the teacher to the report; its own settings hold where none is given."""
     from .. import parallel, showcase, showcase_tissue
 
@@ -68,13 +74,18 @@ def _showcase(task: str | None, given: dict[str, Any], teacher: str | None) -> A
         raise ConfigError(
             "the built-in task is the work of one process; leave torchrun out, or give --model and --pairs"
         )
+    if wrong := choices.keys() & {"modality", "kind"}:
+        raise ConfigError(f"--{min(wrong)}: the built-in task has its own; leave it out, or give CASES of yours")
     story: Any = showcase_tissue if task == "builtin:tissue" else showcase
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = _resolve({**story.SETTINGS, "out": str(story.new_folder()), **chosen}, None, False)
-    return story.tell(settings, teacher=teacher)
+    return story.tell(settings, teacher=teacher, **choices)
 
 
-def _taught(cases: str | None, teacher: str | None, settings: AlignSettings, draw_faces: bool) -> Any:
+def _taught(
+    cases: str | None, teacher: str | None, settings: AlignSettings, draw_faces: bool, choices: dict[str, Any],
+    skipped: list[str] | None,
+) -> Any:  # fmt: skip
     """The pairs of CASES as the teacher ranks them; None where a file of pairs is given."""
     from .. import pipeline
     from ..builtin.portraits import SIMULATED, with_drawn_face
@@ -86,8 +97,12 @@ def _taught(cases: str | None, teacher: str | None, settings: AlignSettings, dra
     if cases is None or teacher is None:
         if draw_faces:
             raise ConfigError("--draw-faces: faces are drawn for CASES that a --teacher looks at; give both")
+        if choices:
+            name = min(choices).replace("_", "-")
+            raise ConfigError(f"--{name}: says how a --teacher makes pairs of CASES; give both, or leave it out")
         return None
-    if not draw_faces:
-        return list(pipeline.prefer(cases, teacher=teacher))
-    say(SIMULATED)
-    return list(pipeline.prefer(map(with_drawn_face, read_records(cases)), teacher=teacher))
+    source: Any = cases
+    if draw_faces:
+        say(SIMULATED)
+        source = map(with_drawn_face, read_records(cases, skipped=skipped))
+    return list(pipeline.prefer(source, teacher=teacher, skipped=skipped, seed=settings.seed, **choices))

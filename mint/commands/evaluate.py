@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import WorkError
 from .frame import command
+
+if TYPE_CHECKING:  # for its types torch would be waited for
+    from ..types import Report
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A report as it is printed: each metric with its interval."""
+
+    report: Report
+    out: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.report.metrics, "intervals": self.report.intervals, **self._page()}
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {_number(value)}{self._interval(name)}" for name, value in self.report.metrics.items()]
+        return "\n".join([*lines, *(f"{name}: {place}" for name, place in self._page().items())])
+
+    def _interval(self, name: str) -> str:
+        low, high = self.report.intervals.get(name, (None, None))
+        return "" if low is None or high is None else f" ({_number(low)} to {_number(high)})"
+
+    def _page(self) -> dict[str, str]:
+        return {} if self.out is None else {"out": self.out}
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}".rstrip("0").rstrip(".")
 
 
 @command("seed")
@@ -15,8 +45,8 @@ from .frame import command
 @click.option("--truth", required=True, help="The cases with their labels: a file or folder of any format.")
 @click.option("--labels", help="The closed set, one label a line; names outside it are counted.")
 @click.option("--out", help="HTML page of the results.")
-def evaluate(predictions: str, truth: str, labels: str | None, out: str | None, seed: int) -> dict[str, Any]:
-    """Compare predictions with the truth.
+def evaluate(predictions: str, truth: str, labels: str | None, out: str | None, seed: int) -> Measured:
+    """Compare predictions with the truth: the metrics, with 95 % intervals by the bootstrap.
 
     \b
     Example:  python cli.py evaluate predictions.jsonl --truth cases.csv --out report.html
@@ -27,7 +57,7 @@ def evaluate(predictions: str, truth: str, labels: str | None, out: str | None, 
     report = pipeline.evaluate(predictions, truth=truth, labels=labels, seed=seed)
     if out is not None:
         write_report(out, {"predictions": report}, title="Predictions against the truth", student="predictions")
-    return {**report.metrics, **({} if out is None else {"out": out})}
+    return Measured(report, out)
 
 
 @command()

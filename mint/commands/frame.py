@@ -37,32 +37,12 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
         @wraps(body)
         def guarded(quiet: bool, as_json: bool, traceback: bool, **words: Any) -> None:
             set_quiet(quiet)
-            with ended_in_order() if not _several() else nullcontext(), _joined() as speaks:
-                try:
-                    if not ranks and _several():
-                        raise ConfigError(f"{body.__name__}: is the work of one process; start it without torchrun")
-                    if "reading" in names:
-                        words["reading"] = _reading(words)
-                    _show(body(**words), as_json)
-                except Stopped as stop:
-                    click.echo(f"{stop}; to go on: {_again(stop)}")
-                except MintError as error:
-                    if traceback:
-                        raise
-                    if speaks():
-                        click.echo(f"mint: {' '.join(str(error).split())}", err=True)
-                    sys.exit(1 if isinstance(error, WorkError) else 2)
-                except KeyboardInterrupt:
-                    click.echo(
-                        "mint: stopped before the end; no file is left half written, type the same again", err=True
-                    )
-                    sys.exit(1)
-                except OSError as error:
-                    if traceback or error.errno == errno.EPIPE:  # whoever read has heard enough
-                        raise
-                    click.echo(f"mint: {error.filename or 'standard output'}: {error.strerror or error}; see that it can be "
-                               "read and written, and that the disk is not full", err=True)  # fmt: skip
-                    sys.exit(1)
+            with ended_in_order() if not _several() else nullcontext(), _joined() as speaks, _told(traceback, speaks):
+                if not ranks and _several():
+                    raise ConfigError(f"{body.__name__}: is the work of one process; start it without torchrun")
+                if "reading" in names:
+                    words["reading"] = _reading(words)
+                _show(body(**words), as_json)
 
         run: Command = guarded
         for option in (
@@ -76,6 +56,31 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
         return cli.command(name=body.__name__.rstrip("_"))(run)
 
     return decorate
+
+
+@contextmanager
+def _told(traceback: bool, speaks: Callable[[], bool]) -> Iterator[None]:
+    """What ends a command, as one line and an exit code: 2 for wrong input, 1 for work that failed, 0 for work that was
+    stopped in order, with the words that go on with it."""
+    try:
+        yield
+    except Stopped as stop:
+        click.echo(f"{stop}; to go on: {_again(stop)}")
+    except MintError as error:
+        if traceback:
+            raise
+        if speaks():
+            click.echo(f"mint: {' '.join(str(error).split())}", err=True)
+        sys.exit(1 if isinstance(error, WorkError) else 2)
+    except KeyboardInterrupt:
+        click.echo("mint: stopped before the end; no file is left half written, type the same again", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if traceback or error.errno == errno.EPIPE:  # whoever read has heard enough
+            raise
+        click.echo(f"mint: {error.filename or 'standard output'}: {error.strerror or error}; see that it can be "
+                   "read and written, and that the disk is not full", err=True)  # fmt: skip
+        sys.exit(1)
 
 
 @contextmanager

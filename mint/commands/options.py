@@ -50,6 +50,15 @@ def given_settings(given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+PAIR_CHOICES = ("chosen_k", "rejected_q", "rejected", "label_first", "label_within")
+
+
+def given_choices(given: dict[str, Any], *more: str) -> dict[str, Any]:
+    """How a ranking becomes a pair, and `more`, where it was said and is not what holds anyway; taken out of `given`."""
+    taken = {name: given.pop(name) for name in (*PAIR_CHOICES, *more)}
+    return {name: value for name, value in taken.items() if value not in (None, False, "bottom")}
+
+
 def pair_options(body: Command) -> Command:
     """How a ranking becomes a pair."""
     for option in reversed((

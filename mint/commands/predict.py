@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -74,10 +75,10 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     as_json = click.get_current_context().params["as_json"]
     if cases is None and words["mode"] == "text" and out is None and alone and form == "auto" and not as_json:
         return _stream(source[0], **words)
-    words.pop("temperature"), words.pop("seed")
     if out is None:
         auto = "jsonl" if cases is not None or as_json else "table"
-        return printed(pipeline.predict(source, skipped=skipped, **words), auto if form == "auto" else form)
+        answers = pipeline.predict(source, skipped=skipped, **words)
+        return _then_listed(printed(answers, auto if form == "auto" else form), skipped)
     settings = {"cases": cases, "note": note, "image": image, **words}
     output = Output(out, settings, form) if parallel.first() else None
     done = frozenset(parallel.from_first(sorted(output.done) if output else None))
@@ -85,6 +86,11 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     count = output.write(answers) if output else sum(1 for _ in answers)
     listed(skipped)
     return {"out": out, "cases": count}
+
+
+def _then_listed(rows: Iterator[Any], skipped: list[str] | None) -> Iterator[Any]:
+    yield from rows
+    listed(skipped)
 
 
 def _cases(cases: str | None, note: str | None, image: str | None, skipped: list[str] | None) -> Any:

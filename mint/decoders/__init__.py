@@ -168,13 +168,14 @@ def load_decoder(
     network = build(checkpoint)
     where = torch.device("meta") if meta else pick_device(device)
     kind = pick_dtype(dtype, where, stored=stored_dtype(checkpoint))
+    stored = None if adapter is None else open_adapter(network, adapter)  # before the weights: its faults cost no wait
     if not meta:
         fill(network, checkpoint, device=where, dtype=kind, rename=in_memory if isinstance(network, Mllama) else None)
     else:
         network.to(kind)
     network.requires_grad_(False)
-    if adapter is not None:
-        lora.load(network, open_adapter(network, adapter))
+    if stored is not None:
+        lora.load(network, stored)
     return finished(network, checkpoint, where, kind, date, meta_masking)
 
 

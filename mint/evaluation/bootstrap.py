@@ -57,20 +57,3 @@ def crossed_means(values: Floats, groups: Sequence[str], resamples: int, seed: i
     times = np.random.default_rng([seed, 1]).multinomial(runs, np.full(runs, 1 / runs), size=resamples)  # (R, S)
     means: Floats = (sums[:, :runs] * times).sum(1) / (runs * sums[:, runs])
     return means
-
-
-def mean_interval(
-    values: Sequence[float],
-    groups: Sequence[str] | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float, float]:
-    """(mean, low, high) of one figure per case (N,), for instance of the difference of two systems case by case."""
-    column = np.asarray(values, dtype=np.float64)
-    if not len(column):
-        raise ConfigError("no values to take the mean of")
-    names = [str(case) for case in range(len(column))] if groups is None else groups
-    sums = resampled_sums(np.stack([column, np.ones_like(column)], axis=1), names, resamples, seed)
-    return float(column.mean()), *interval(sums[:, 0] / sums[:, 1], level)

@@ -80,6 +80,8 @@ def _row(pair: PreferencePair, folder: str) -> dict[str, Any]:
 
 def _form(row: Mapping[str, Any]) -> str:
     """Which of the four forms a line has, in words."""
+    if row.get("tools"):
+        raise RecordError("tools: a prompt that offers tools is not implemented; take 'tools' out of the line")
     missing = next((key for key in ("chosen", "rejected") if row.get(key) is None), None)
     if missing is not None:
         raise RecordError(f"no {missing!r} (found: {', '.join(sorted(row)[:8]) or 'nothing'}); both answers are wanted")
@@ -171,6 +173,8 @@ def _message(where: str, message: Any) -> Message:
     if not isinstance(role, str) or role not in _ROLES:
         found = repr(role) if isinstance(message, dict) else f"a JSON {type(message).__name__}"
         raise RecordError(f"{where}: the role is {found[:80]}; one of {', '.join(_ROLES)} is wanted")
+    if message.get("tool_calls"):
+        raise RecordError(f"{where}: tool_calls are not implemented; write what the turn says as its content")
     content = message.get("content")
     if isinstance(content, str):
         return {"role": role, "content": content}

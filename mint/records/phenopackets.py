@@ -13,7 +13,7 @@ from ..errors import RecordError
 from ..types import Record
 from .rows import Reading, plain, sex_of, shown
 
-_MARKS = frozenset(("phenotypicFeatures", "subject", "metaData"))
+_MARKS = frozenset(("phenotypicFeatures", "subject", "metaData", "phenotypic_features", "meta_data"))
 
 
 def is_phenopacket(value: Mapping[str, Any]) -> bool:
@@ -27,6 +27,11 @@ def is_case(value: Mapping[str, Any]) -> bool:
 
 def phenopacket_record(packet: Mapping[str, Any], reading: Reading, where: str, name: str = "") -> Record:
     """The record of a phenopacket; `name` serves as its id where it has none."""
+    if snake := next((name for name in ("phenotypic_features", "meta_data") if name in packet), None):
+        camel = "phenotypicFeatures" if snake == "phenotypic_features" else "metaData"
+        raise RecordError(
+            f"{where}: found {snake}, wanted {camel}; write the phenopacket with the names of its JSON format"
+        )
     subject = _object(packet, "subject", where)
     features = [
         (_object(feature, "type", where), bool(feature.get("excluded", feature.get("negated"))), feature)

@@ -135,6 +135,10 @@ class _Lines:
         text = next((text for text in self if not text.isspace()), None)
         if text is None:
             raise RecordError(f"{self.path}: an empty file; a header line and a row for each case were wanted")
+        if "\r" in text.rstrip("\r\n"):
+            raise RecordError(
+                f"{self.path}: its lines end in a bare carriage return; save it with LF or CRLF line ends"
+            )
         return text
 
     def start_row(self) -> int:

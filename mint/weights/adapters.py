@@ -195,7 +195,7 @@ def _check_modules(place: Path, config: Mapping[str, Any], shapes: Mapping[str, 
         if targets is not None and targets.isdisjoint(_ends(module)):
             raise CheckpointError(f"{place}: {module} is none of the target_modules; correct {CONFIG}")
     idle = (targets or set()).difference(*map(_ends, shapes))
-    if idle:
+    if idle and not config.get("exclude_modules"):  # PEFT leaves what it excludes among the targets
         raise CheckpointError(f"{place}: target {shown(min(idle))} has no lora_A and lora_B; correct target_modules")
 
 
@@ -212,8 +212,14 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
     "bias": (lambda value: value == "none", "'none'"),
     "init_lora_weights": (lambda value: value in _PLAIN_STARTS, "a start that leaves the base as it is"),
-    "rank_pattern": (lambda value: _pattern(value, "r"), "at most 10,000 names, each with its rank"),
-    "alpha_pattern": (lambda value: _pattern(value, "lora_alpha"), "at most 10,000 names, each with its alpha"),
+    "rank_pattern": (
+        lambda value: _pattern(value, "r"),
+        "at most 10,000 names, no regular expressions, each with its rank",
+    ),
+    "alpha_pattern": (
+        lambda value: _pattern(value, "lora_alpha"),
+        "at most 10,000 names, no regular expressions, each with its alpha",
+    ),
 }
 
 
