@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .places import on_its_device
+
 LOG2E = 1.4426950408889634
 QUERIES, KEYS = 128, 64
 """Queries and keys of a block where a program owns queries; where it owns keys the two change places."""
@@ -252,6 +254,7 @@ class TreeAttention(torch.autograd.Function):
     """The forward pass keeps one number per query and head, from which backward computes the weights again."""
 
     @staticmethod
+    @on_its_device
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         q, k, v = (_packed(x) for x in (q, k, v))
         T, H, d = q.shape

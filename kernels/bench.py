@@ -13,7 +13,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from .checks import GPU
 from .measures import FIRST, PARTS
-from .timing import Line, Part, apart
+from .timing import Line, Part, Rates, apart, begun, end
 
 TOTAL = 470.0
 """Seconds of the whole run unless it is told otherwise: under 8 minutes."""
@@ -31,24 +32,42 @@ FORMS = {"ms": "{:.3f}", "to_ours": "{:.2f}", "floor_ms": "{:.3f}", "fraction": 
 
 
 def run(
-    parts: Mapping[str, Part], only: Sequence[str], size: str, command: Sequence[str], total: float = TOTAL
+    parts: Mapping[str, Part],
+    only: Sequence[str],
+    size: str,
+    command: Sequence[str],
+    total: float = TOTAL,
+    ahead: bool = GPU,
 ) -> dict[str, Any]:
-    """The report of some parts in so many seconds; `command` is what starts this program anew for one of them."""
+    """The report of some parts in so many seconds; `command` is what starts this program anew for one of them. With `ahead`
+    a part loads its packages while the one before it is measured, which on a processor would disturb that."""
     report: dict[str, Any] = {"device": "unknown", "torch": torch.__version__, "size": size, "rates": None,
                               "checks": [], "lines": [], "failed": {}}  # fmt: skip
     every, stop = {**FIRST, **{name: parts[name] for name in only}}, time.monotonic() + total
-    for at, (name, part) in enumerate(every.items(), 1):
-        print(f"bench {at}/{len(every)}: {name}", file=sys.stderr, flush=True)
-        words = [*command, "--part", name, "--size", size, "--rates", json.dumps(report["rates"])]
-        left = stop - time.monotonic()
-        if name != "rates" and report["rates"] is None:
-            report["failed"][name] = "not started: the rates of this machine could not be measured"
-        elif left < 1:
-            report["failed"][name] = f"not started: the {total:.0f} s of the whole run were over"
-        else:
-            for line in apart(words, min(part.limit, left)):
+    left, waiting = list(every), deque[Any]()
+    try:
+        for at, (name, part) in enumerate(every.items(), 1):
+            print(f"bench {at}/{len(every)}: {name}", file=sys.stderr, flush=True)
+            while left and len(waiting) < 1 + ahead:
+                waiting.append(begun([*command, "--part", left.pop(0), "--size", size]))
+            for line in lines_of(name, part, waiting.popleft(), report["rates"], stop - time.monotonic(), total):
                 note(report, name, line)
+    finally:
+        for child in waiting:
+            end(child)
     return report
+
+
+def lines_of(name: str, part: Part, child: Any, rates: Rates | None, left: float, total: float) -> Iterator[Line]:
+    """What a part that was begun finds, or why it is not gone on with."""
+    if name != "rates" and rates is None:
+        end(child)
+        yield {"failed": "not started: the rates of this machine could not be measured"}
+    elif left < 1:
+        end(child)
+        yield {"failed": f"not started: the {total:.0f} s of the whole run were over"}
+    else:
+        yield from apart(child, json.dumps(rates), min(part.limit, left))
 
 
 def note(report: dict[str, Any], part: str, line: Line) -> None:
@@ -118,11 +137,12 @@ def main(parts: Mapping[str, Part] = PARTS, command: Sequence[str] = HERE, about
                         help="tiny: whether every line runs")  # fmt: skip
     parser.add_argument("--total", type=float, default=TOTAL, help="seconds of the whole run")
     parser.add_argument("--part", choices=[*FIRST, *parts], help=argparse.SUPPRESS)
-    parser.add_argument("--rates", default="null", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.part:
+        part = {**FIRST, **parts}[words.part]
+        part.load()
         torch.manual_seed(0)
-        for line in {**FIRST, **parts}[words.part].lines(words.size, json.loads(words.rates)):
+        for line in part.lines(words.size, json.loads(sys.stdin.readline())):
             print(json.dumps(line), flush=True)
         return 0
     report = run(parts, words.only, words.size, command, words.total)

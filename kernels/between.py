@@ -27,11 +27,18 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (exact * scale).to(x.dtype).mul_(weight), scale
 
 
-def normalise_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of x."""
+def add_normalise(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x + added, and `normalise` of that: (N, D), (N, D), (D,) -> (N, D), (N, D), (N, 1)."""
+    total = x + added
+    return total, *normalise(total, weight, eps)
+
+
+def normalise_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, beside: Tensor | None = None) -> Tensor:
+    """The gradient of x, plus one that it has `beside` that."""
     normal, exact = x * scale, (grad * weight).to(scale.dtype)
     inner = (exact * normal).mean(dim=-1, keepdim=True)
-    return exact.sub_(normal.mul_(inner)).mul_(scale).to(x.dtype)
+    found = exact.sub_(normal.mul_(inner)).mul_(scale).to(x.dtype)
+    return found if beside is None else found.add_(beside)
 
 
 def gate(gates: Tensor, up: Tensor) -> Tensor:
@@ -75,6 +82,27 @@ class Normalise(torch.autograd.Function):
         return ctx.pieces.normalise_back(grads[0], x, weight, scale) if needs[0] else None, d_weight, None, None
 
 
+class AddNormalise(torch.autograd.Function):
+    """A sum and its RMSNorm, which keep the sum and one number per token; the gradient of both terms is one tensor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, added: Tensor, weight: Tensor, eps: float, pieces: Any = PLAIN
+    ) -> tuple[Tensor, Tensor]:
+        total, normal, scale = pieces.add_normalise(x, added, weight, eps)
+        ctx.save_for_backward(total, weight, scale)
+        ctx.pieces = pieces
+        return total, normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (total, weight, scale), (beside, grad) = ctx.saved_tensors, grads
+        d_weight = (grad * (total * scale)).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        both = ctx.pieces.normalise_back(grad, total, weight, scale, beside)
+        return both, both, d_weight, None, None
+
+
 class SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gates: Tensor, up: Tensor, pieces: Any = PLAIN) -> Tensor:
@@ -111,6 +139,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, pieces: Any = PLAIN) -> Tens
     record = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     out: Tensor = Normalise.apply(x, weight, eps, pieces) if record else pieces.normalise(x, weight, eps)[0]
     return out
+
+
+def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float, pieces: Any = PLAIN) -> tuple[Tensor, Tensor]:
+    """See `mint.kernels.add_rms_norm`."""
+    if torch.is_grad_enabled() and (x.requires_grad or added.requires_grad or weight.requires_grad):
+        out: tuple[Tensor, Tensor] = AddNormalise.apply(x, added, weight, eps, pieces)
+        return out
+    total, normal, _ = pieces.add_normalise(x, added, weight, eps)
+    return total, normal
 
 
 def swiglu(gates: Tensor, up: Tensor, pieces: Any = PLAIN) -> Tensor:

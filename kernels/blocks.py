@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 
 QUERIES = 48
 """Queries of a block: enough to keep a product busy, few enough that little of the masked corner is computed."""
+ON_GPU = 512
+"""Queries of a block on a GPU, where what counts is how many products are launched."""
 LONG = 1024
 """bfloat16 rows of so many tokens are left to torch, which multiplies its larger tiles in bfloat16; float32 rows all are."""
 
@@ -73,8 +75,8 @@ def tree_layout(end: Tensor) -> Layout:
     return Rows(tuple(rows), tree_blocks(end)) if plain else tree_blocks(end)
 
 
-def tree_blocks(end: Tensor) -> tuple[Block, ...]:
-    """The blocks of a forest: end (T,) -> blocks that cover all queries once."""
+def tree_blocks(end: Tensor, queries: int = QUERIES) -> tuple[Block, ...]:
+    """The blocks of a forest: end (T,) -> blocks of about so many queries that cover all of them once."""
     ends: list[int] = end.tolist()
     blocks: list[Block] = []
     path: list[int] = []  # the ancestors of the token at `first`
@@ -82,7 +84,7 @@ def tree_blocks(end: Tensor) -> tuple[Block, ...]:
     while first < len(ends):
         while path and ends[path[-1]] <= first:
             path.pop()
-        stop = _stop(ends, first)
+        stop = _stop(ends, first, queries)
         runs = _runs([*path, *range(first, stop)])
         blocks.append(Block(first, stop, runs, _mask(end, runs, first, stop)))
         for token in range(first, stop):
@@ -111,11 +113,11 @@ def masked(seen: Tensor) -> tuple[Block, ...]:
     return (Block(0, seen.shape[0], (slice(0, seen.shape[1]),), mask),)
 
 
-def _stop(ends: list[int], first: int) -> int:
-    """Where the block that begins at `first` stops: after QUERIES tokens, or where a long branch does."""
-    stop = min(first + QUERIES, len(ends))
+def _stop(ends: list[int], first: int, queries: int) -> int:
+    """Where the block that begins at `first` stops: after so many tokens, or where a long branch does."""
+    stop = min(first + queries, len(ends))
     for token in range(first, stop):
-        if first + QUERIES // 2 <= ends[token] < stop:
+        if first + queries // 2 <= ends[token] < stop:
             stop = ends[token]
     return stop
 
@@ -205,6 +207,20 @@ def _weights(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     of_a_token = scores.unflatten(1, (len(mask), -1))
     of_a_token[..., scores.shape[-1] - mask.shape[1] :].add_(mask[:, None])
     return scores.softmax(dim=-1)
+
+
+def branch_attention(q: Tensor, k: Tensor, v: Tensor, layout: tuple[Block, ...]) -> Tensor:
+    """Block by block through torch's own attention, in the dtype of q and without a gradient: for a GPU, where products in
+    float32 are slow."""
+    out, group = torch.empty_like(q), q.shape[1] // k.shape[1]
+    queries, keys, values = (x.transpose(0, 1) for x in (q, k, v))
+    for block in layout:
+        rows = slice(block.first, block.stop)
+        its_keys, its_values = (block.keys(x).repeat_interleave(group, dim=0)[None] for x in (keys, values))
+        mask = F.pad(block.mask.to(q.dtype), (its_keys.shape[2] - block.mask.shape[1], 0))  # the leading ones are open
+        found = F.scaled_dot_product_attention(queries[None, :, rows], its_keys, its_values, attn_mask=mask)
+        out[rows] = found[0].transpose(0, 1)
+    return out
 
 
 def _row_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""What stands between the products of a block on a GPU: norm, rotation and SwiGLU, one launch each way.
+"""What stands between the products of a block on a GPU: norm (and the sum before it), rotation and SwiGLU, one
+launch each way.
 
 Shapes: N tokens, D width, H heads, d head width, F feed-forward width. Each value is read once, computed in float32 and
 rounded once; between.py has the plain twins and the Functions that call these.
@@ -11,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .places import on_its_device
 from .reference import _exact
 
 LARGEST = 8192
@@ -21,31 +23,43 @@ PIECE = 1024
 
 
 @triton.jit
-def _norm_kernel(x, weight, out, scale, D, EPS: tl.constexpr, BLOCK: tl.constexpr):
-    """A row: out = (x * factor) rounded, times the weight."""
-    row = tl.program_id(0).to(tl.int64)
-    exact = scale.dtype.element_ty
-    x, out, at = x + row * D, out + row * D, tl.arange(0, BLOCK)
-    squares = tl.zeros([BLOCK], exact)
-    for start in range(0, D, BLOCK):
-        value = tl.load(x + start + at, mask=start + at < D, other=0.0).to(exact)
-        squares += value * value
-    factor = 1.0 / tl.sqrt(tl.sum(squares) / D + EPS)
-    tl.store(scale + row, factor)
-    for start in range(0, D, BLOCK):
-        inside = start + at < D
-        normal = tl.load(x + start + at, mask=inside, other=0.0).to(exact) * factor
-        normal = normal.to(out.dtype.element_ty).to(exact) * tl.load(weight + start + at, mask=inside).to(exact)
-        tl.store(out + start + at, normal.to(out.dtype.element_ty), mask=inside)
+def _value(x, added, where, inside, out, exact: tl.constexpr):
+    """What is normed: x, or x + added as rounded to the dtype of `out`."""
+    value = tl.load(x + where, mask=inside, other=0.0).to(exact)
+    if added is not None:
+        value = (value + tl.load(added + where, mask=inside, other=0.0).to(exact)).to(out.dtype.element_ty).to(exact)
+    return value
 
 
 @triton.jit
-def _norm_back_kernel(grad, x, weight, scale, out, D, BLOCK: tl.constexpr):
-    """A row: out = factor (g - normal mean(g normal)) with g = grad * weight and normal = factor x."""
+def _norm_kernel(x, added, weight, total, out, scale, D, EPS: tl.constexpr, BLOCK: tl.constexpr):
+    """A row: out = (value * factor) rounded, times the weight; with `added` the value x + added goes to `total`."""
+    row = tl.program_id(0).to(tl.int64)
+    exact: tl.constexpr = scale.dtype.element_ty
+    at = tl.arange(0, BLOCK)
+    squares = tl.zeros([BLOCK], exact)
+    for start in range(0, D, BLOCK):
+        where, inside = row * D + start + at, start + at < D
+        value = _value(x, added, where, inside, out, exact)
+        squares += value * value
+        if added is not None:
+            tl.store(total + where, value.to(total.dtype.element_ty), mask=inside)
+    factor = 1.0 / tl.sqrt(tl.sum(squares) / D + EPS)
+    tl.store(scale + row, factor)
+    for start in range(0, D, BLOCK):
+        where, inside = row * D + start + at, start + at < D
+        normal = (_value(x, added, where, inside, out, exact) * factor).to(out.dtype.element_ty).to(exact)
+        normal *= tl.load(weight + start + at, mask=inside).to(exact)
+        tl.store(out + where, normal.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_back_kernel(grad, x, weight, scale, beside, out, D, BLOCK: tl.constexpr):
+    """A row: out = factor (g - normal mean(g normal)) with g = grad * weight and normal = factor x, plus `beside`."""
     row = tl.program_id(0).to(tl.int64)
     factor = tl.load(scale + row)
     exact = scale.dtype.element_ty
-    grad, x, out, at = grad + row * D, x + row * D, out + row * D, tl.arange(0, BLOCK)
+    grad, x, at = grad + row * D, x + row * D, tl.arange(0, BLOCK)
     products = tl.zeros([BLOCK], exact)
     for start in range(0, D, BLOCK):
         inside = start + at < D
@@ -58,7 +72,10 @@ def _norm_back_kernel(grad, x, weight, scale, out, D, BLOCK: tl.constexpr):
         normal = tl.load(x + start + at, mask=inside, other=0.0).to(exact) * factor
         g = tl.load(grad + start + at, mask=inside, other=0.0).to(exact)
         g *= tl.load(weight + start + at, mask=inside, other=0.0).to(exact)
-        tl.store(out + start + at, ((g - normal * mean) * factor).to(out.dtype.element_ty), mask=inside)
+        found, where = (g - normal * mean) * factor, row * D + start + at
+        if beside is not None:
+            found += tl.load(beside + where, mask=inside, other=0.0).to(exact)
+        tl.store(out + where, found.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -112,20 +129,31 @@ def _block(width: int) -> dict[str, int]:
     return {"BLOCK": size, "num_warps": min(max(size // 256, 1), 16), "maxnreg": 128}
 
 
+@on_its_device
 def normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     out, scale = torch.empty_like(x), x.new_empty(len(x), 1, dtype=_exact(x))
-    _norm_kernel[(len(x),)](x, weight, out, scale, x.shape[1], EPS=eps, **_block(x.shape[1]))
+    _norm_kernel[(len(x),)](x, None, weight, None, out, scale, x.shape[1], EPS=eps, **_block(x.shape[1]))
     return out, scale
 
 
-def normalise_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    grad, x = grad.contiguous(), x.contiguous()
+@on_its_device
+def add_normalise(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    x, added = x.contiguous(), added.contiguous()
+    total, out, scale = torch.empty_like(x), torch.empty_like(x), x.new_empty(len(x), 1, dtype=_exact(x))
+    _norm_kernel[(len(x),)](x, added, weight, total, out, scale, x.shape[1], EPS=eps, **_block(x.shape[1]))
+    return total, out, scale
+
+
+@on_its_device
+def normalise_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, beside: Tensor | None = None) -> Tensor:
+    grad, x, beside = grad.contiguous(), x.contiguous(), None if beside is None else beside.contiguous()
     out = torch.empty_like(x)
-    _norm_back_kernel[(len(x),)](grad, x, weight, scale, out, x.shape[1], **_block(x.shape[1]))
+    _norm_back_kernel[(len(x),)](grad, x, weight, scale, beside, out, x.shape[1], **_block(x.shape[1]))
     return out
 
 
+@on_its_device
 def gate(gates: Tensor, up: Tensor) -> Tensor:
     gates, up = gates.contiguous(), up.contiguous()
     out = torch.empty_like(gates)
@@ -133,6 +161,7 @@ def gate(gates: Tensor, up: Tensor) -> Tensor:
     return out
 
 
+@on_its_device
 def gate_back(grad: Tensor, gates: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     grad, gates, up = (x.contiguous() for x in (grad, gates, up))
     d_gates, d_up = torch.empty_like(gates), torch.empty_like(up)
@@ -141,6 +170,7 @@ def gate_back(grad: Tensor, gates: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return d_gates, d_up
 
 
+@on_its_device
 def turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
     x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     pairs, half = x[0].numel() // 2 if len(x) else 0, x.shape[2] // 2

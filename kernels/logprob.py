@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import reference
 from .exact import log_sigmoid, one_minus_exp
+from .places import on_its_device
 from .reference import Head, TokenLogprob, Walked, check
 
 SLACK = 8.0
@@ -84,7 +85,7 @@ def _scale_row(row, width, factor, BLOCK: tl.constexpr):
 
 @triton.jit
 def _finish_kernel(
-    weight, stride, labels, level, total, label_logit, sums, logp, V, D, BLOCK: tl.constexpr
+    weight, stride, step, labels, level, total, label_logit, sums, logp, V, D, BLOCK: tl.constexpr
 ):  # fmt: skip
     """One row at the end: log p(label), and the sum becomes (1 - p) (W[label] - sum / total) in place."""
     row = tl.program_id(0).to(tl.int64)
@@ -98,9 +99,8 @@ def _finish_kernel(
         known = (label >= 0) & (label < V)
         for start in range(0, D, BLOCK):
             inside = start + at < D
-            own = tl.load(weight + label * stride + start + at, mask=inside & known, other=0.0).to(
-                sums.dtype.element_ty
-            )
+            own = tl.load(weight + label * stride + (start + at) * step, mask=inside & known, other=0.0)
+            own = own.to(sums.dtype.element_ty)
             mean = tl.load(sums + row * D + start + at, mask=inside, other=0.0) * inverse
             tl.store(sums + row * D + start + at, (own - mean) * unsure, mask=inside)
 
@@ -166,7 +166,7 @@ class KernelWalk(reference.Walk):
         for sums, weight in ((self.sums, head.weight), (self.low_sums, head.up)):
             if weight is not None and (sums is not None or weight is head.weight):
                 _finish_kernel[(len(logp),)](
-                    weight, weight.stride(0), self.labels, self.level, self.total, self.label_logit, sums, logp,
+                    weight, *weight.stride(), self.labels, self.level, self.total, self.label_logit, sums, logp,
                     *weight.shape, **block(weight.shape[1], 4096),
                 )  # fmt: skip
         return logp, self.label_logit
@@ -219,6 +219,7 @@ def given(tensor: Tensor) -> Tensor | None:
 
 
 @torch.library.custom_op("mint::over", mutates_args=())
+@on_its_device
 def _over(
     hidden: Tensor, low: Tensor | None, weight: Tensor, bias: Tensor | None, up: Tensor | None, labels: Tensor,
     tile: int | None, wanted: bool,
@@ -231,11 +232,14 @@ def _over(
 def _(hidden, low, *rest):
     wanted = rest[-1]
     logp, nothing = hidden.new_empty(len(hidden), dtype=reference._exact(hidden)), hidden.new_empty(0)
-    directions = [torch.empty_like(x, dtype=logp.dtype) if wanted and x is not None else nothing for x in (hidden, low)]
+    directions = [
+        x.new_empty(x.shape, dtype=logp.dtype) if wanted and x is not None else nothing for x in (hidden, low)
+    ]
     return logp, torch.empty_like(logp), *directions
 
 
 @torch.library.custom_op("mint::again", mutates_args=())
+@on_its_device
 def _again(
     hidden: Tensor, low: Tensor | None, weight: Tensor, bias: Tensor | None, up: Tensor | None, labels: Tensor,
     logp: Tensor, label_logit: Tensor, grad: Tensor, tile: int | None, wants: list[bool],
@@ -252,6 +256,7 @@ def _(hidden, _low, weight, bias, up, *rest):
 
 
 @torch.library.custom_op("mint::scaled", mutates_args=())
+@on_its_device
 def _scaled(direction: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
     out, launch = torch.empty_like(direction, dtype=dtype), block(direction.shape[1], 2048)
     grid = (len(direction), triton.cdiv(direction.shape[1], launch["BLOCK"]))

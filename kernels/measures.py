@@ -280,7 +280,7 @@ def measured_rates(size: str, _rate: Rates) -> Iterator[Line]:
     yield {"rates": rates(size), "device": torch.cuda.get_device_name() if GPU else "processor"}
 
 
-FIRST = {"rates": Part(measured_rates), "checks": Part(correct, 90)}
+FIRST = {"rates": Part(measured_rates), "checks": Part(correct, 150)}
 """What comes before any part that is chosen."""
 
 PARTS = {

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .exact import log1p, log_sigmoid, one_minus_exp
+from .places import on_its_device
 from .reference import PreferenceTerms, check_members
 
 BLOCK = 256
@@ -87,6 +88,7 @@ class LogOddsRatio(torch.autograd.Function):
     """The ratio with its analytic gradient, both from one launch."""
 
     @staticmethod
+    @on_its_device
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
         exact = torch.promote_types(_exact(chosen), _exact(rejected))
         ratio, slope_c, slope_r = chosen.new_empty(3, len(chosen), dtype=exact)
@@ -109,6 +111,7 @@ class Terms(torch.autograd.Function):
     """Everything from one launch; backward scales what is known and adds it up per edge."""
 
     @staticmethod
+    @on_its_device
     def forward(ctx: Any, token_logp: Tensor, edges: Tensor, starts: Tensor) -> tuple[Tensor, ...]:
         pairs = (len(starts) - 1) // 2
         terms = tuple(token_logp.new_empty(pairs) for _ in range(4))

@@ -159,7 +159,7 @@ class Walk:
     ) -> Walked:  # fmt: skip
         """All rows over the whole vocabulary, `rows` of them together."""
         width = cls.width(min(hidden.shape[0], cls.rows), head.weight.shape[0], tile)
-        sums, low_sums = (torch.empty_like(x, dtype=_exact(x)) if wanted and x is not None else None
+        sums, low_sums = (x.new_empty(x.shape, dtype=_exact(x)) if wanted and x is not None else None
                           for x in (hidden, low))  # fmt: skip
         ends = [(hidden.new_empty(0, dtype=_exact(hidden)),) * 2]
         for rows in slices(hidden.shape[0], cls.rows):
@@ -375,3 +375,12 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, end: Tensor) -> Tensor:
     seen = (at <= at[:, None]) & (at[:, None] < end)
     weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
     return (weights @ values).transpose(0, 1).to(q.dtype)
+
+
+def step_attention(q: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: Tensor) -> Tensor:
+    """One token of each row on the columns first..now of its cache: q (B, H, d), keys and values (B, K, S, d), first (B,)
+    and now (1,) on the device -> (B, H, d)."""
+    column = torch.arange(keys.shape[2], device=q.device)
+    seen = (column >= first[:, None]) & (column <= now)
+    grouped = q.unflatten(1, (keys.shape[1], -1))  # (B, K, G, d): the heads of a group are its queries
+    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None]).flatten(1, 2)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +30,18 @@ ROUNDS = 7 if GPU else 3
 
 
 class Part(NamedTuple):
-    """`lines(size, rates)`, where size is "gpu", "cpu" or "tiny", and the seconds that it may take."""
+    """`lines(size, rates)`, where size is "gpu", "cpu" or "tiny", the seconds that it may take, and the packages that it
+    loads before they begin to count."""
 
     lines: Callable[[str, Rates], Iterator[Line]]
     limit: float = 60.0
+    packages: tuple[str, ...] = ()
+
+    def load(self) -> None:
+        """Import what is installed of the packages; what cannot be imported fails again where it is used, and is named."""
+        for name in self.packages:
+            with suppress(Exception):
+                import_module(name)
 
 
 def seconds(side: Side) -> float:
@@ -112,18 +121,25 @@ def rates(size: str) -> Rates:
     return {"products": 2 * n**3 / product, "bytes": 2 * room / copy}
 
 
-def apart(command: Sequence[str], limit: float) -> Iterator[Line]:
-    """The lines that a command prints as JSON, as they come; then a line that names what ended it, if that was not its end."""
-    started = time.monotonic()
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+def begun(command: Sequence[str]) -> subprocess.Popen[str]:
+    """A process that loads what it needs and then waits for a line of input."""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     # in a session of its own, with what it starts, compilers too, so that all of it ends together
-    with subprocess.Popen([sys.executable, *command], **pipes, start_new_session=True) as child:
+    return subprocess.Popen([sys.executable, *command], **pipes, text=True, start_new_session=True)
+
+
+def apart(child: subprocess.Popen[str], word: str, limit: float) -> Iterator[Line]:
+    """The lines that a process prints as JSON once it was given a word, as they come; then a line that names what ended it,
+    if that was not its end."""
+    started = time.monotonic()
+    with child:
         words: list[str] = []
         listener = threading.Thread(target=lambda: words.extend(child.stderr or ()))  # a full pipe would stop it
         stopper = threading.Timer(limit, end, (child,))
         listener.start()
         stopper.start()
         try:
+            tell(child, word)
             for line in child.stdout or ():
                 if line.startswith("{"):  # libraries print to this stream too
                     yield json.loads(line)
@@ -136,6 +152,14 @@ def apart(command: Sequence[str], limit: float) -> Iterator[Line]:
         late = time.monotonic() - started >= limit
         last = next((word.strip() for word in reversed(words) if word.strip()), "no word")
         yield {"failed": f"longer than its {limit:.0f} s" if late else f"exit code {child.returncode}: {last[:300]}"}
+
+
+def tell(child: subprocess.Popen[str], word: str) -> None:
+    """Give a process its line of input."""
+    assert child.stdin is not None
+    with suppress(BrokenPipeError):  # it has come to its end, and its exit code says why
+        child.stdin.write(f"{word}\n")
+        child.stdin.flush()
 
 
 def end(child: subprocess.Popen[str]) -> None:

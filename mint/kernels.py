@@ -23,6 +23,7 @@ else:
     from mint.kernels import between, blocks, parts, products, reference
 
 __all__ = [
+    "add_rms_norm",
     "blocks",
     "branch_attention",
     "log_odds_ratio",
@@ -33,6 +34,7 @@ __all__ = [
     "rms_norm",
     "rotate",
     "row_logsumexp",
+    "step_attention",
     "swiglu",
     "token_logprob",
     "tree_attention",
@@ -129,6 +131,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return between.rms_norm(x, weight, eps, _backend(x, "fused", between))
 
 
+def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + added, and `rms_norm` of that: (N, D), (N, D), (D,) -> (N, D) each; differentiable."""
+    return between.add_rms_norm(x, added, weight, eps, _backend(x, "fused", between))
+
+
 def swiglu(gates: Tensor, up: Tensor) -> Tensor:
     """silu(gates) * up: (N, F), (N, F) -> (N, F); differentiable."""
     return between.swiglu(gates, up, _backend(gates, "fused", between))
@@ -155,5 +162,15 @@ def branch_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
 
     `layout` is made by `blocks.tree_blocks`, `blocks.moved` and `blocks.masked`.
     """
-    out: Tensor = blocks.tree_attention(q, k, v, layout)
+    out: Tensor = (blocks.branch_attention if q.is_cuda else blocks.tree_attention)(q, k, v, layout)
+    return out
+
+
+def step_attention(q: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: Tensor) -> Tensor:
+    """Attention of one new token of each row to the columns first..now of its cache; no gradient.
+
+    q (B, H, d), keys and values (B, K, S, d), first (B,) and now (1,), which may change between two replays of a CUDA
+    graph -> (B, H, d).
+    """
+    out: Tensor = _backend(q, "step").step_attention(q, keys, values, first, now)
     return out

@@ -44,6 +44,7 @@ class Layout:
     opening: tuple[int, ...]  # tokens between the open turn and the labels
     trie: Trie
     lengths: Tensor  # (C,) tokens of each label with its end
+    queries: int = blocks.QUERIES  # of a block of attention
 
     @cached_property
     def levels(self) -> list[tuple[Tensor, Tensor]]:
@@ -73,11 +74,13 @@ class Layout:
             yield from ((piece, self.blocks(piece)) for piece in pieces(self.trie, PIECE))
 
     def blocks(self, piece: Piece) -> tuple[blocks.Block, ...]:
-        return blocks.tree_blocks(torch.from_numpy(piece.end))
+        return blocks.tree_blocks(torch.from_numpy(piece.end), self.queries)
 
 
 @lru_cache(maxsize=8)
-def layout_of(tokenizer: ChatTokenizer, labels: tuple[str, ...], opening: str, alone: bool = False) -> Layout:
+def layout_of(
+    tokenizer: ChatTokenizer, labels: tuple[str, ...], opening: str, alone: bool = False, queries: int = blocks.QUERIES
+) -> Layout:
     """The trie of `opening + label` and end of line, less the tokens that the opening has for itself; without an opening,
     or where the label is `alone` on its list, it ends with the turn."""
     if opening and not alone:
@@ -87,7 +90,7 @@ def layout_of(tokenizer: ChatTokenizer, labels: tuple[str, ...], opening: str, a
         texts = Texts.of([*ids, end] for ids in tokenizer.encode_all(opening + label.strip() for label in labels))
     start = tokenizer.encode(opening.rstrip()) if opening else []
     own = texts.after(texts.shared(start))
-    return Layout(tuple(start[: texts.shared(start)]), build_trie(own), torch.from_numpy(own.lengths))
+    return Layout(tuple(start[: texts.shared(start)]), build_trie(own), torch.from_numpy(own.lengths), queries)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Ranker:
             raise ConfigError("normalise is 'prior'; it needs the prompt of an empty case")
         if not self.labels:
             raise ConfigError("no labels to rank; at least one is wanted")
-        layout = layout_of(self.decoder.tokenizer, tuple(self.labels), self.opening, self.alone)
+        queries = blocks.ON_GPU if self.decoder.device.type == "cuda" else blocks.QUERIES
+        layout = layout_of(self.decoder.tokenizer, tuple(self.labels), self.opening, self.alone, queries)
         object.__setattr__(self, "layout", layout)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:

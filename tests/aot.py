@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mint.kernels import attention, between, fused, logprob, odds, reference
+from mint.kernels import attention, between, fused, logprob, odds, reference, step
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
@@ -133,6 +133,7 @@ def betweens() -> None:
         for n, width in ((8192, 3072), (8192, 128), (1024, 16384)):
             x, weight = meta(n, width, dtype=dtype).requires_grad_(), meta(width, dtype=dtype)
             between.rms_norm(x, weight, 1e-5, fused).sum().backward()
+            sum(part.sum() for part in between.add_rms_norm(x, x, weight, 1e-5, fused)).backward()
         for n, heads, d in ((8192, 24, 128), (8192, 16, 80)):
             x, angles = meta(n, heads, d, dtype=dtype).requires_grad_(), meta(n, 1, d // 2, dtype=dtype)
             between.rotate(x, angles, angles, fused).sum().backward()
@@ -140,7 +141,18 @@ def betweens() -> None:
         between.swiglu(gates, up, fused).sum().backward()
 
 
-CASES: tuple[Callable[[], None], ...] = (walks, ratios, attentions, betweens)
+def steps() -> None:
+    """A step of Llama 3.2 3B and 1B, and one whose heads are no power of two."""
+    for d, heads, groups in ((128, 24, 8), (64, 32, 8), (80, 16, 16)):
+        for dtype in (torch.bfloat16, torch.float32):
+            cache, places = (
+                meta(4, groups, 560, d, dtype=dtype),
+                (meta(4, dtype=torch.int64), meta(1, dtype=torch.int64)),
+            )
+            step.step_attention(meta(4, heads, d, dtype=dtype), cache, cache, *places)
+
+
+CASES: tuple[Callable[[], None], ...] = (walks, ratios, attentions, betweens, steps)
 
 
 def compile_all(capability: int) -> list[dict[str, Any]]:

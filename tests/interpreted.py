@@ -145,6 +145,19 @@ def test_the_odds_kernel_equals_its_twin_from_zero_to_minus_ten_thousand(dtype):
         torch.testing.assert_close(found, plain, rtol=2e-6, atol=1e-6)
 
 
+def test_tensors_that_lie_across_are_taken():
+    """hidden, head and its adapter as the transposes of what is stored."""
+    draw = torch.Generator().manual_seed(0)
+    stored = [torch.randn(*shape, generator=draw).T for shape in ((8, 5), (8, 33), (2, 5), (2, 33))]
+    results = []
+    for given in (stored, [x.contiguous() for x in stored]):
+        hidden, head, low, up = (x.detach().requires_grad_() for x in given)
+        logp = logprob.token_logprob(hidden, head, torch.tensor([0, 7, 32, 7, 1]), low=low, up=up, tile=9)
+        results.append((logp, *torch.autograd.grad((logp * torch.arange(1, 6)).sum(), (hidden, head, low, up))))
+    for found, plain in zip(*results, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_preference_terms_equal_their_twin_and_use_one_launch(monkeypatch):
     edges = torch.tensor([0, 1, 2, 0, 1, 3, 4, 5, 6, 6, *range(7, 600), *range(9, 400)])
     starts = torch.tensor([0, 3, 7, 9, 10, 10, 10, 603, len(edges)])
@@ -236,6 +249,23 @@ def test_the_layout_skips_the_blocks_between_branches():
     blocks = (512 // attention.QUERIES) * (512 // attention.KEYS)
     assert visits[1] - visits[0] == blocks
     assert causal.of_keys.some.sum() - layout.of_keys.some.sum() == blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "groups", "d"), [(6, 2, 16), (3, 3, 10), (4, 1, 32)])
+def test_a_step_on_a_cache_equals_its_twin(heads, groups, d, dtype):
+    """Rows that begin in the first, the second and the last part of the columns; what no row sees is not a number."""
+    draw = torch.Generator().manual_seed(0)
+    q, keys, values = (torch.randn(*shape, generator=draw) for shape in ((3, heads, d), *2 * ((3, groups, 300, d),)))
+    first, now = torch.tensor([0, 133, 270]), torch.tensor([270])
+    wanted = reference.step_attention(q.double(), keys.double(), values.double(), first, now)
+    column = torch.arange(300)
+    unseen = (column < first[:, None]) | (column > now)
+    for cache in (keys, values):
+        cache.masked_fill_(unseen[:, None, :, None], float("nan"))
+    found = kernels.step_attention(*(x.to(dtype) for x in (q, keys, values)), first, now)
+    limit = 2e-6 if dtype == torch.float32 else 2e-3
+    assert ((found.double() - wanted).norm() / wanted.norm()).item() < limit
 
 
 @triton.jit

@@ -40,6 +40,14 @@ def true_norm(x, weight):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight
 
 
+def sum_and_norm(x, added, weight):
+    return torch.cat(kernels.add_rms_norm(x, added, weight, 1e-5))
+
+
+def true_sum_and_norm(x, added, weight):
+    return torch.cat([x + added, true_norm(x + added, weight)])
+
+
 def true_swiglu(gates, up):
     return gates * torch.sigmoid(gates) * up
 
@@ -68,9 +76,16 @@ def test_a_norm_and_its_gradients_equal_the_truth_at_odd_sizes(n, d, dtype):
     assert compared(norm, true_norm, drawn((n, d), (d,), dtype=dtype)) < LIMITS[dtype]
 
 
+@pytest.mark.parametrize("dtype", list(LIMITS))
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 7), (47, 252), (2, 1030)])
+def test_a_sum_with_its_norm_and_their_gradients_equal_the_truth_at_odd_sizes(n, d, dtype):
+    assert compared(sum_and_norm, true_sum_and_norm, drawn((n, d), (n, d), (d,), dtype=dtype)) < LIMITS[dtype]
+
+
 def test_a_row_wider_than_a_program_is_crossed_in_steps(monkeypatch):
     monkeypatch.setattr(fused, "LARGEST", 16)
     assert compared(norm, true_norm, drawn((5, 77), (77,))) < 1e-12
+    assert compared(sum_and_norm, true_sum_and_norm, drawn((5, 77), (5, 77), (77,))) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", list(LIMITS))
@@ -97,6 +112,11 @@ def test_a_rotation_and_its_gradient_equal_the_truth_at_odd_sizes(n, heads, d, d
 def test_the_error_is_no_larger_than_that_of_the_plain_twins(dtype):
     (angles,) = drawn((40, 1, 8), seed=2)
     cases = {
+        "sum and norm": (
+            lambda p: lambda x, y, w: torch.cat(between.add_rms_norm(x, y, w, 1e-5, p)),
+            true_sum_and_norm,
+            [(40, 96), (40, 96), (96,)],
+        ),
         "norm": (lambda p: lambda x, w: between.rms_norm(x, w, 1e-5, p), true_norm, [(40, 96), (96,)]),
         "swiglu": (lambda p: lambda a, b: between.swiglu(a, b, p), true_swiglu, [(40, 96), (40, 96)]),
         "rotation": (
@@ -138,9 +158,15 @@ def test_each_way_is_one_launch(monkeypatch):
         monkeypatch.setattr(fused, name, Counting(name, getattr(fused, name)))
     x, weight, up, heads, angles = drawn((3, 8), (8,), (3, 8), (3, 2, 4), (3, 1, 2), dtype=torch.float32)
     with_gradients(lambda x: kernels.rms_norm(x, weight, 1e-5), [x])
+    with_gradients(lambda x, y: sum_and_norm(x, y, weight), [x, up])
     with_gradients(kernels.swiglu, [x, up])
     with_gradients(turning(angles)[0], [heads])
-    assert launches == ["_norm_kernel", "_norm_back_kernel", "_gate_kernel", "_gate_back_kernel", *2 * ["_turn_kernel"]]
+    assert launches == [
+        *2 * ["_norm_kernel", "_norm_back_kernel"],
+        "_gate_kernel",
+        "_gate_back_kernel",
+        *2 * ["_turn_kernel"],
+    ]
 
 
 @triton.jit
@@ -153,5 +179,8 @@ def test_a_fault_in_a_kernel_fails_the_comparison(monkeypatch):
     given = drawn((3, 8), (3, 8), dtype=torch.float32)
     assert compared(kernels.swiglu, true_swiglu, given) > 1e-4
     real = fused.normalise_back
-    monkeypatch.setattr(fused, "normalise_back", lambda grad, x, weight, scale: real(grad, x, weight, scale * 1.001))
+    monkeypatch.setattr(
+        fused, "normalise_back", lambda grad, x, weight, scale, *rest: real(grad, x, weight, scale * 1.001, *rest)
+    )
+    assert compared(sum_and_norm, true_sum_and_norm, drawn((3, 8), (3, 8), (8,), dtype=torch.float32)) > 1e-4
     assert compared(norm, true_norm, drawn((3, 8), (8,), dtype=torch.float32)) > 1e-4

@@ -179,3 +179,18 @@ def test_a_wrong_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(blocks, "_mask", wrong)
         with pytest.raises(AssertionError):
             agree(random_forest(150, 2, 0.9), 2, 1, 8)
+
+
+@pytest.mark.parametrize("queries", [3, 48, blocks.ON_GPU])
+def test_branches_through_torchs_own_attention_see_what_the_blocks_see(queries: int) -> None:
+    """As a GPU does it: tokens of two tries after a run of five, and of seven."""
+    end = random_forest(60, 3, 0.7)
+    own, (q, k, v) = blocks.tree_blocks(end, queries), drawn_qkv(132, 6, 2, 8)
+    layout = (*blocks.moved(own, (slice(0, 5),), 12, 0), *blocks.moved(own, (slice(5, 12),), 72, 60))
+    wanted = blocks.tree_attention(q[:120], k, v, layout)
+    torch.testing.assert_close(blocks.branch_attention(q[:120], k, v, layout), wanted)
+    seen = torch.rand(4, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    seen[:, :3] = True
+    layout = blocks.masked(seen)
+    wanted = blocks.tree_attention(q[:4], k[:9], v[:9], layout)
+    torch.testing.assert_close(blocks.branch_attention(q[:4], k[:9], v[:9], layout), wanted)

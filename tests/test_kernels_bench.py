@@ -83,6 +83,17 @@ def test_a_run_ends_in_its_time_and_says_what_it_left_out(tmp_path):
     assert report["failed"]["two"] == "not started: the 4 s of the whole run were over"
 
 
+def test_a_part_may_load_while_the_one_before_it_is_measured(tmp_path):
+    """The second says that it was there before the first had ended."""
+    log = tmp_path / "log"
+    command = a_process(tmp_path, {"one": f"time.sleep(2); open({str(log)!r}, 'a').write('end ')"})
+    program = Path(command[0])
+    program.write_text(f"open({str(log)!r}, 'a').write('begin ')\n" + program.read_text())
+    chosen = {name: timing.Part(measures.ratios, 60) for name in ("one", "two")}
+    assert bench.run(chosen, list(chosen), "tiny", command, ahead=True)["failed"] == {}
+    assert log.read_text().split() == [*4 * ["begin"], "end"]
+
+
 def test_nothing_is_measured_on_a_machine_whose_rates_are_unknown(tmp_path):
     command = a_process(tmp_path, {"rates": "raise ValueError('no device')"})
     Path(command[0]).write_text("raise ValueError('no device')")

@@ -42,7 +42,8 @@ def test_every_kernel_compiles_for_the_gpu_without_spilling_a_register(tmp_path,
     names = {row["kernel"] for row in rows}
     assert {"fold_kernel", "finish_kernel", "spread_kernel", "scaled_kernel", "ratio_kernel", "terms_kernel",
             "forward_kernel", "inner_kernel", "backward_queries_kernel", "backward_keys_kernel", "norm_kernel",
-            "norm_back_kernel", "gate_kernel", "gate_back_kernel", "turn_kernel"} == names  # fmt: skip
+            "norm_back_kernel", "gate_kernel", "gate_back_kernel", "turn_kernel", "part_kernel",
+            "whole_kernel"} == names  # fmt: skip
     wanted = "wgmma" if capability == 90 else "mma"
     products = [row for row in rows if row["types"] == "bf16" and row["kernel"].startswith(("forward", "backward"))]
     assert products

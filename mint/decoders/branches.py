@@ -68,5 +68,4 @@ def grow(trunk: Trunks, ids: Sequence[int], depth: Sequence[int], above: Sequenc
     seen[:, :prompt] = True
     for row, columns in enumerate(above):
         seen[row, list(columns)] = True
-    layout = blocks.masked(seen.to(trunk.device))
-    return trunk.run(torch.tensor(ids), torch.tensor(depth) + prompt, layout, keep=True)
+    return trunk.run(torch.tensor(ids), torch.tensor(depth) + prompt, blocks.masked(seen), keep=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import tree_attention, tree_layout
+from ..kernels import step_attention, tree_attention, tree_layout
 from ..trees import forest, sequence
 
 
@@ -62,53 +62,21 @@ class Cache:
         self.lengths = self.lengths + 1
 
 
-PIECE = 512
-"""Columns by which a fixed cache widens what a step looks at; a multiple of 8, as masks on a GPU must be."""
-
-
 class FixedCache(Cache):
-    """A cache whose steps repeat: each looks at the first `width` columns, of which a mask opens those that are written.
-
-    What changes from step to step lies on the device and is changed in place (`now`, `lengths`, `mask`, the columns), so
-    that a CUDA graph of one step makes the next ones too, until the columns in sight are full.
-    """
+    """A cache whose steps repeat: what changes from step to step lies on the device and is changed in place (`now`, `lengths`,
+    the columns), so that a CUDA graph of one step makes all that follow."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], room: int, device: torch.device) -> None:
         super().__init__(prompts, room, device)
-        self.columns += -self.columns % 8
-        self.width = 0
-        self.widen()
+        self.first = self.filled - self.lengths  # the first column of each row
         self.now = torch.tensor([self.filled], device=device)  # the column that a step writes
-        column = torch.arange(self.columns, device=device)
-        shut = (column < (self.filled - self.lengths)[:, None]) | (column > self.filled)
-        self.mask = torch.zeros(shut.shape, device=device).masked_fill_(shut, float("-inf"))
-
-    def prefill(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        assert self.mask is not None
-        self.mask = self.mask.to(q.dtype)
-        return super().prefill(layer, q, k, v)
 
     def step(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        assert self.mask is not None
-        for held, new in ((self.keys[layer], k), (self.values[layer], v)):
+        keys, values = self.keys[layer], self.values[layer]
+        for held, new in ((keys, k), (values, v)):
             held.index_copy_(2, self.now, new[:, :, None])
-        keys, values = (held[:, :, : self.width] for held in (self.keys[layer], self.values[layer]))
-        grouped = q.unflatten(1, (k.shape[1], -1))
-        mask = self.mask[:, None, None, : self.width]
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1, 2)
+        return step_attention(q, keys, values, self.first, self.now)
 
     def advance(self) -> None:
-        """On the device alone; a caller that replays it counts `filled` itself."""
-        assert self.mask is not None
         self.now.add_(1)
         self.lengths.add_(1)
-        self.mask.index_fill_(1, self.now, 0.0)
-
-    @property
-    def full(self) -> bool:
-        """Whether the column of the next step is out of sight."""
-        return self.filled >= self.width
-
-    def widen(self) -> None:
-        """Bring the column of the next step into sight, and those of the steps after it."""
-        self.width = min(self.columns, (self.filled // PIECE + 1) * PIECE)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import parallel
-from ..kernels import products, rms_norm, rotate, swiglu
+from ..kernels import add_rms_norm, products, rms_norm, rotate, swiglu
 from ..transfer import sent
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -69,6 +69,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """x + added, and its norm."""
+        return add_rms_norm(x, added, self.weight, self.eps)
 
 
 class Rope:
@@ -145,6 +149,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, eps)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles, attend)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.input_layernorm(x), angles, attend)
+        x, normal = self.post_attention_layernorm.of_sum(x, attended)
+        out: Tensor = x + self.mlp(normal)
         return out

@@ -38,11 +38,8 @@ class Replay:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         self.tokens.copy_(tokens)
-        if self.repeat is None or self.cache.full:
-            self.repeat = None  # what its graph holds is free before the next is made
-            self.cache.widen()
+        if self.repeat is None:
             self.repeat = captured(lambda: self.read(self.tokens), self.cache.advance, self.tokens.device)
-        self.cache.filled += 1
         return self.repeat()
 
 
@@ -56,7 +53,9 @@ def captured(read: Callable[[], Tensor], advance: Callable[[], None], device: to
         with torch.cuda.stream(beside):
             read()
         here.wait_stream(beside)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may work meanwhile
+        with torch.cuda.graph(
+            graph, stream=beside, capture_error_mode="thread_local"
+        ):  # other threads may work meanwhile
             logits = read()
             advance()
 

@@ -6,12 +6,14 @@ Shapes: B prompts, S tokens of the line, n new tokens, K key-value heads, d head
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import branch_attention, tree_attention, tree_layout
+from ..kernels import blocks, branch_attention, tree_attention, tree_layout
+from ..transfer import sent
 from ..trees import forest, sequence
 
 
@@ -40,8 +42,10 @@ class Trunks:
         self.runs = [slice(stop - length, stop) for stop, length in zip(stops.tolist(), self.lengths, strict=True)]
         self.last: Tensor = hidden[(stops - 1).to(device)]  # (B, D), what predicts the first token after each prompt
 
-    def run(self, ids: Tensor, position: Tensor, layout: Any, keep: bool = False) -> Tensor:
+    def run(self, ids: Tensor, position: Tensor, layout: tuple[blocks.Block, ...], keep: bool = False) -> Tensor:
         """Hidden states (n, D) of new tokens, which stand at the end of the line; `layout` says which of it they see."""
+
+        layout = tuple(replace(block, mask=sent(block.mask, self.device)) for block in layout)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = torch.cat([self.keys[layer], k]), torch.cat([self.values[layer], v])
@@ -49,7 +53,7 @@ class Trunks:
                 self.keys[layer], self.values[layer] = keys, values
             return branch_attention(q, keys, values, layout)
 
-        hidden: Tensor = self.network(ids.to(self.device), position.to(self.device), attend)
+        hidden: Tensor = self.network(sent(ids, self.device), sent(position, self.device), attend)
         if keep:
             self.size += len(ids)
         return hidden

@@ -29,7 +29,6 @@ from models_vision import RANK, seeing_decoder, seeing_operations, seeing_step
 from models_vision import SIZES as VISION_SIZES
 
 from mint.decoders import Decoder
-from mint.decoders.cache import PIECE
 from mint.decoders.generation import Sampling, generate, steps
 from mint.decoders.replay import STEPS
 from mint.kernels import bench
@@ -187,10 +186,9 @@ def ranking(name: str, rate: Rates) -> Iterator[Line]:
 
 
 def replayed(name: str, _rate: Rates) -> Iterator[Line]:
-    """A check: the logits of steps, which a GPU replays from a graph across the edge of what is in sight, against those
-    of whole rows without a cache."""
+    """A check: the logits of steps, which a GPU replays from a graph, against those of whole rows without a cache."""
     size, count = SIZES["tiny" if name == "tiny" else "cpu"], STEPS + 8
-    decoder, prompts = decoder_of(size), prompts_of(size, 2, PIECE - 12 if name == "gpu" else size.prompt)
+    decoder, prompts = decoder_of(size), prompts_of(size, 2, 500 if name == "gpu" else size.prompt)
     prompts[0], seen = prompts[0][3:], []
 
     def choose(logits: torch.Tensor) -> torch.Tensor:
@@ -207,17 +205,18 @@ def replayed(name: str, _rate: Rates) -> Iterator[Line]:
     yield {"check": "steps of generation", "error": error, "limit": limit, "right": error <= limit}
 
 
+PEERS = ("transformers", "datasets", "peft", "trl.experimental.orpo")
 MODEL_PARTS = {
     "replayed": Part(replayed, 45),
-    "step_16_long": Part(training(0, 0), 75),
-    "step_256_long": Part(training(1, 0), 75),
-    "step_16_short": Part(training(0, 1), 75),
-    "step_256_short": Part(training(1, 1), 75),
-    "decode": Part(decoding, 60),
-    "prefill": Part(prefill, 45),
+    "step_16_long": Part(training(0, 0), 75, PEERS),
+    "decode": Part(decoding, 60, PEERS[:1]),
+    "step_256_long": Part(training(1, 0), 75, PEERS),
+    "prefill": Part(prefill, 45, PEERS[:1]),
     "rank": Part(ranking, 45),
+    "step_16_short": Part(training(0, 1), 75, PEERS),
     "vision_cached": Part(seeing(False), 60),
     "vision_trained": Part(seeing(True), 60),
+    "step_256_short": Part(training(1, 1), 75, PEERS),
 }
 
 if __name__ == "__main__":

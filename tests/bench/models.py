@@ -49,7 +49,7 @@ class Size:
     batches: tuple[int, ...]
     labels: int
     ranks: tuple[int, ...] = (16, 256)
-    rounds: int = 5
+    rounds: int = 3
     steps: int = 48
 
     @property
@@ -166,7 +166,7 @@ def pairs_of(size: Size, lengths: tuple[int, int, int]) -> list[Pair]:
     ]
 
 
-def our_step(decoder: Decoder, pairs: list[Pair], tokens_per_batch: int = 8192) -> Callable[[], float]:
+def our_step(decoder: Decoder, pairs: list[Pair], tokens_per_batch: int = 8800) -> Callable[[], float]:
     """One ORPO step of the adapter that the decoder has."""
     made = [TokenPair(str(at), p + c, p + r, len(p), len(p)) for at, (p, c, r) in enumerate(pairs)]
     trainer = our_trainer(decoder, made, tokens_per_batch)
