@@ -24,7 +24,7 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     row: (N, D), (D,) -> (N, D), (N, 1)."""
     exact = x if x.dtype == torch.float64 else x.float()
     scale = torch.rsqrt(exact.square().mean(dim=-1, keepdim=True).add_(eps))
-    return (exact * scale).to(x.dtype).mul_(weight), scale
+    return torch.mul(exact, scale, out=torch.empty_like(x)).mul_(weight), scale
 
 
 def add_normalise(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

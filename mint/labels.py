@@ -242,3 +242,10 @@ def _object_entries(path: str | Path, value: Any) -> list[Any]:
             raise RecordError(f"{path}: the keys of {{number: name}} must be 0 to {len(value) - 1}, each once")
         return [value[str(i)] for i in range(len(value))]
     return [{"label": label, "aliases": aliases} for label, aliases in value.items()]
+
+
+def closed_set(labels: str | Path | Sequence[str] | LabelSet | None) -> LabelSet | None:
+    """The labels of a file, or given as such."""
+    if labels is None or isinstance(labels, LabelSet):
+        return labels
+    return read_labels(labels) if isinstance(labels, str | Path) else LabelSet(labels)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from . import parallel
 from .answers import parse_answer
 from .decoders import Decoder
 from .encoders.encoder import in_batches
@@ -229,3 +230,20 @@ def _opened(record: Record) -> Any:
 def _shown(passages: Sequence[Passage]) -> tuple[str, ...]:
     """Passages as a prediction names them."""
     return tuple(f"{passage.name}: {passage.text}" for passage in passages)
+
+
+def answers_of_all(
+    questioner: Questioner, records: Iterable[Record], skipped: list[str] | None
+) -> Iterator[Prediction]:
+    """The answer to each case; several ranks share the work, and each has it all."""
+    if parallel.size() == 1:
+        yield from questioner.answers(records, skipped)
+        return
+
+    def answered(turn: list[Record], left_out: list[str] | None) -> list[dict[str, Any]]:
+        made = [asdict(answer) for answer in questioner.answers(turn, left_out)]
+        parallel.in_turn().finish()
+        return made
+
+    for row in parallel.shared_out(records, answered, skipped):
+        yield Prediction(row["id"], tuple(row["ranking"]), row["text"], tuple(row["passages"]))

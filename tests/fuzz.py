@@ -54,7 +54,8 @@ from mint.weights.adapters import read_adapter
 SECONDS, MEMORY = 10.0, 1 << 30
 """Of computing time, and of memory beyond the start, that one input may take. A picture of the most pixels that are
 opened takes half of the memory."""
-HANG = 60
+HANG = 600
+"""Seconds of the clock, which a machine with other work takes from."""
 PAIR = {"id": "a", "prompt": "thin", "chosen": [{"role": "assistant", "content": "red"}], "rejected": "blue"}
 PICTURES = ("png", "jpeg", "gif", "webp", "tiff", "bmp")
 RECORDS = {
@@ -135,6 +136,10 @@ def _decoder(path: Path) -> Any:
     return load_decoder(path.parent, device="cpu", dtype="float32")
 
 
+def _shapes(path: Path) -> Any:
+    return load_decoder(path.parent, device="meta")
+
+
 def _teacher(path: Path) -> Any:
     return load_encoder(path.parent, device="cpu")
 
@@ -145,8 +150,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "base/model-00001-of-00008.safetensors": _decoder,
     "base/tokenizer.json": _words,
     "base/tokenizer_config.json": _words,
-    "mllama/config.json": lambda p: load_decoder(p.parent, device="meta"),
-    "mllama/preprocessor_config.json": _decoder,
+    "mllama/config.json": _shapes,
+    "mllama/preprocessor_config.json": _shapes,
     "vilt/config.json": _teacher,
     "vilt/preprocessor_config.json": _teacher,
     "vilt/tokenizer.json": _teacher,

@@ -18,7 +18,7 @@ from checkpoints import write_llama
 from torch import Tensor
 
 from mint.config import AlignSettings
-from mint.pipeline import _student
+from mint.decoders import student
 from mint.training import Trainer
 from mint.training.batches import token_pairs
 from mint.types import PreferencePair
@@ -162,7 +162,7 @@ def write_chat_template(folder: Path) -> Path:
 def trainer_of(model: Path, out: Path, count: int = 6, held_out: int = 0, **changes: Any) -> Trainer:
     """A trainer on plain-string pairs with a fresh adapter, as `align` builds it; the last pairs are held out."""
     settings = run_settings(model=str(model), out=str(out), **changes)
-    decoder, config = _student(settings)
+    decoder, config = student.to_train(settings)
     decoder.network.model.recompute = bool(settings.recompute)
     pairs = token_pairs(text_pairs(count + held_out), decoder.tokenizer, settings)
     return Trainer(decoder, settings, out, pairs[:count], pairs[count:], config)

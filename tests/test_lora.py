@@ -13,8 +13,8 @@ from students import ids_of, peers, peft_of, stir, transformers_of, write_studen
 from torch import nn
 
 from mint.decoders import Decoder, load_decoder, lora
+from mint.decoders.merging import merge
 from mint.errors import CheckpointError, ConfigError
-from mint.pipeline import merge
 from mint.trees import Text, token_tree
 from mint.weights.adapters import read_adapter, write_adapter
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from mint import align, load_decoder
 from mint.decoders import Decoder, lora
+from mint.decoders.merging import merge
 from mint.decoders.mllama_config import on_disk
 from mint.decoders.vision import VisionTower
 from mint.decoders.vision_cache import FeatureStore
 from mint.errors import CheckpointError, WorkError
 from mint.images import open_image
-from mint.pipeline import merge
 from mint.training import Trainer
 from mint.training.batches import TokenPair, token_pairs
 from mint.types import PreferencePair

@@ -14,6 +14,7 @@ from mint.kernels.products import has_onednn
 from mint.decoders import Decoder, load_decoder, lora, packing
 from mint.decoders.generation import Sampling, generate, steps
 from mint.decoders.layers import quick_product
+from mint.decoders.packing import packed
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(not has_onednn(torch.bfloat16), reason="this processor has no products in bfloat16")
@@ -25,7 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def held(decoder: Decoder) -> set[str]:
-    return {name for name, weight in decoder.network.named_parameters() if hasattr(weight, "packed")}
+    """Names of what holds blocks: weights, and modules whose layers stand together."""
+    modules = {name for name, module in decoder.network.named_modules() if "packed" in vars(module)}
+    return modules | {name for name, weight in decoder.network.named_parameters() if hasattr(weight, "packed")}
 
 
 def prompts(rows: int) -> list[list[int]]:
@@ -67,11 +70,54 @@ def test_five_rows_are_written_packed_as_transformers_writes_them(folder: Path) 
 @needs_bfloat16
 def test_every_weight_is_packed_once_and_given_back_adapted_or_not(folder: Path) -> None:
     decoder = load_decoder(folder, device="cpu", dtype="bfloat16")
-    plain = {n for n, p in decoder.network.named_parameters() if p.ndim == 2}  # a tied head is the embedding
-    assert held_while_writing(decoder, 1, 24) == plain
-    lora.attach(decoder.network, "q_proj", rank=2, alpha=4)
-    assert held_while_writing(decoder, 1, 24) == plain
+    matrices = {n for n, p in decoder.network.named_parameters() if p.ndim == 2}  # a tied head is the embedding
+    beside = {n for n in matrices if n.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")}
+    attentions = {n.removesuffix(".q_proj.weight") for n in beside if "q_proj" in n}
+    feeds = {n.removesuffix(".up_proj.weight") for n in beside if "up_proj" in n}
+    assert attentions
+    assert held_while_writing(decoder, 1, 24) == (matrices - beside) | attentions | feeds
+    lora.attach(decoder.network, "q_proj", rank=2, alpha=4)  # what stands beside an adapter is packed by itself
+    alone = {n for n in beside if n.split(".")[-2] in ("q_proj", "k_proj", "v_proj")}
+    assert held_while_writing(decoder, 1, 24) == (matrices - beside) | alone | feeds
     assert not held(decoder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+def test_products_of_one_input_are_the_same_as_one(folder: Path, dtype: torch.dtype) -> None:
+    network = load_decoder(folder, device="cpu", dtype=dtype).network
+    block = network.model.layers[0]
+    x = torch.randn(5, network.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.inference_mode():
+        for several in (block.self_attn, block.mlp):
+            each = several.products(x)
+            with packed(network, 5, packing.STEPS, CPU):
+                as_one = several.products(x)
+                assert len({y.untyped_storage().data_ptr() for y in as_one}) == 1
+            for found, wanted in zip(as_one, each, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+
+
+def test_while_a_text_is_written_gradients_flow_as_ever(folder: Path) -> None:
+    network = load_decoder(folder, device="cpu", dtype="float32").network
+    x = torch.randn(5, network.config.hidden_size, requires_grad=True)
+    with packed(network, 5, packing.STEPS, CPU):
+        assert all(y.requires_grad for y in network.model.layers[0].mlp.products(x))
+
+
+def test_an_adapter_counts_in_a_packed_text(folder: Path, monkeypatch: Any) -> None:
+    decoder = load_decoder(folder, device="cpu", dtype="float32")
+    lora.attach(decoder.network, ["v_proj", "up_proj"], rank=2, alpha=64)
+    for layer in lora.adapted(decoder.network).values():
+        torch.nn.init.normal_(layer.lora_B.detach(), generator=torch.Generator().manual_seed(1))
+
+    def written() -> list[list[int]]:
+        return generate(decoder.network, prompts(5), 24, Sampling(), (), CPU)
+
+    adapted = written()
+    with lora.switched_off(decoder.network):
+        assert written() != adapted
+    monkeypatch.setattr(packing, "STEPS", 25)
+    assert written() == adapted
 
 
 def test_a_short_text_and_a_full_memory_leave_weights_as_they_lie(folder: Path, monkeypatch: Any) -> None:

@@ -22,6 +22,7 @@ from mint import parallel
 from mint.errors import Stopped
 from mint.files import write_json
 from mint.losses import OBJECTIVES
+from mint.parallel import group
 from mint.pipeline import align, predict, prefer
 from mint.training import Trainer, runs
 from mint.training.batches import dealt
@@ -257,7 +258,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_resumes(model: Path, pairs: P
 
 def silent() -> None:
     """Rank 1 stands still for good, as if its machine were gone; rank 0 waits for it. Half a minute becomes one second."""
-    parallel.BEAT = 0.05
+    group.BEAT = 0.05
     parallel.barrier()
     if parallel.rank() == 1:
         os.kill(os.getpid(), signal.SIGSTOP)

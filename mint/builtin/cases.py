@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
+from ..records import read_records
 from ..types import Record
 from .nuclei import draw_tissue_cases
 from .rare_disease import draw_cases
@@ -30,3 +32,15 @@ def cases(name: str | Path, split: str = "train", n: int = 1000, seed: int = 0) 
     if draw is None:
         raise ConfigError(f"{name}: no such built-in task; wanted one of {', '.join(PREFIX + task for task in TASKS)}")
     return draw(n, seed, split)
+
+
+def records_of(
+    source: str | Path | Iterable[Record], reading: Mapping[str, Any], skipped: list[str] | None
+) -> Iterable[Record]:
+    """The cases of a file or folder, read as `reading` says (the options of `read_records`), of a task, or as given."""
+    if isinstance(source, str | Path) and not is_builtin(source):
+        return read_records(source, undiagnosed=True, skipped=skipped, **reading)
+    if reading:
+        given = source if isinstance(source, str | Path) else "what was given"
+        raise ConfigError(f"{', '.join(reading)}: say how a file is read, and {given} is none; leave it out")
+    return cases(source) if isinstance(source, str | Path) else source

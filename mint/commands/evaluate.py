@@ -87,6 +87,6 @@ def merge(model: str, adapter: str, out: str, **loading: Any) -> dict[str, Any]:
     \b
     Example:  python cli.py merge --model DIR --adapter runs/first/adapter --out merged
     """
-    from .. import pipeline
+    from ..decoders import merging
 
-    return pipeline.merge(model, adapter, out, **loading)
+    return merging.merge(model, adapter, out, **loading)

@@ -122,7 +122,7 @@ def _stream(one: Any, *, model: str, labels: Any, max_new_tokens: int, temperatu
     """Print the answer to one case as it is generated."""
     from ..decoders import load_decoder
     from ..evaluation.outputs import outside
-    from ..pipeline import closed_set
+    from ..labels import closed_set
     from ..predicting import Questioner
     from ..progress import say
 

@@ -45,11 +45,12 @@ class Cache:
     def step(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One token of each row: q (B, H, d), k and v (B, K, d) -> (B, H, d)."""
         keys, values, now = self.keys[layer], self.values[layer], self.filled
-        keys[:, :, now], values[:, :, now] = k, v
+        keys.select(2, now).copy_(k)
+        values.select(2, now).copy_(v)
         mask = None if self.mask is None else self.mask[:, None, None, : now + 1].to(q.dtype)
         grouped = q.unflatten(1, (k.shape[1], -1))  # (B, K, G, d): the heads of a group are its queries
-        out = F.scaled_dot_product_attention(grouped, keys[:, :, : now + 1], values[:, :, : now + 1], attn_mask=mask)
-        return out.flatten(1, 2)
+        keys, values = (held.narrow(2, 0, now + 1) for held in (keys, values))
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1, 2)
 
     @property
     def position(self) -> Tensor:

@@ -8,7 +8,8 @@ cached steps all go through the same code. Parameter names are those of the offi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -102,8 +103,28 @@ def inverse_frequencies(head_width: int, theta: float, scaling: dict[str, float]
     return (1 - smooth) * inverse / scaling["factor"] + smooth * inverse
 
 
-class Attention(nn.Module):
+class Together(nn.Module):
+    """Has some linear layers of the same input. While their weights are packed as one, so are their products."""
+
+    names: ClassVar[tuple[str, ...]]
+    packed: Tensor | None = None  # the weights of all, one below the other (see packing.py)
+
+    def layers(self) -> list[nn.Linear]:
+        return [getattr(self, name) for name in self.names]
+
+    def products(self, x: Tensor) -> Sequence[Tensor]:
+        """What each of the layers makes of x: (N, D) -> (N, out)."""
+        layers = self.layers()
+        if self.packed is None or not torch.is_inference_mode_enabled():
+            return [layer(x) for layer in layers]
+        whole = products.product(x, layers[0].weight, self.packed)
+        return whole.split_with_sizes([layer.out_features for layer in layers], dim=-1)
+
+
+class Attention(Together):
     """Grouped-query attention with rotary positions."""
+
+    names = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_width: int, layer: int) -> None:
         super().__init__()
@@ -114,16 +135,16 @@ class Attention(nn.Module):
         self.o_proj = Linear(heads * head_width, width)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (-1, self.head_width)) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (heads.unflatten(-1, (-1, self.head_width)) for heads in self.products(x))
         q, k = rotate(q, *angles), rotate(k, *angles)
         out: Tensor = self.o_proj(attend(self.layer, q, k, v).flatten(1))
         return out
 
 
-class FeedForward(nn.Module):
+class FeedForward(Together):
     """down(silu(gate(x)) * up(x))."""
+
+    names = ("gate_proj", "up_proj")
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -132,7 +153,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        out: Tensor = self.down_proj(swiglu(*self.products(x)))
         return out
 
 

@@ -23,6 +23,7 @@ from ..answers import answer_text, opening
 from ..bayes import NaiveBayes, words
 from ..config import AlignSettings
 from ..decoders import Decoder, load_decoder
+from ..decoders.merging import merge
 from ..errors import ConfigError
 from ..pairs import PAPER_SIZES
 from ..prompts import default_template
@@ -158,7 +159,7 @@ def _of_pairs(name: str) -> Callable[[Bench, int], list[Prediction]]:
 def _dpo(bench: Bench, seed: int) -> list[Prediction]:
     """SFT first; its adapter is merged, so that the SFT model is what DPO starts from and what it is held against."""
     merged = bench.folder / "runs" / f"merged-{seed}"
-    pipeline.merge(bench.settings.model, _trained(bench, bench.dpo_from, seed) / "adapter", merged, **bench.loading)
+    merge(bench.settings.model, _trained(bench, bench.dpo_from, seed) / "adapter", merged, **bench.loading)
     try:
         return bench.ask(merged, adapter=_trained(bench, "dpo", seed, str(merged)) / "adapter")
     finally:

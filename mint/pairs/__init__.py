@@ -109,3 +109,12 @@ def _rejected(labels: Sequence[str], k: int, q: int, where: str, case: str, seed
     if where == "near":
         return labels[k : k + q]
     return random.Random(f"{seed}:{case}").sample(labels[k:], q)
+
+
+def check_label(record: Record, classes: Sequence[str]) -> None:
+    """Refuse a case whose label the teacher cannot name: what it would teach of that case is wrong."""
+    if record.label is not None and record.label not in classes:
+        raise RecordError(
+            f"case {record.id!r}: its label {record.label!r} is none of the teacher's {len(classes)} classes; "
+            f"correct the label, teach with a teacher that has it, or leave such cases out with --skip-bad"
+        )

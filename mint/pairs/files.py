@@ -202,7 +202,12 @@ def _text(message: Message) -> str:
 
 
 def _image(row: Mapping[str, Any], folder: Path) -> str | None:
-    """The path of the pair's image, from the current folder; it must exist."""
+    """The path of the pair's image, from the current folder; it must exist.
+
+    It may lead out of the file's folder, which that of a record may not: `prefer` writes pairs wherever it is told to and
+    leaves the pictures where they are, so `..` is what `write_pairs` itself writes. It is opened as a picture alone, and
+    nothing of it is shown.
+    """
     image = row.get("image")
     images = row.get("images")
     if image is None and images is not None:

@@ -22,7 +22,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from ..errors import ConfigError
-from . import Part, size, together
+from .parts import Part
+from .ranks import size, together
 
 
 def is_part(tensor: Tensor) -> bool:

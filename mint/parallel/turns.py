@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import highest
+from .messages import highest
 
 _DONE = "done"
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from ..kernels import part_gradient, part_walk, row_logsumexp
-from . import together
+from .ranks import together
 from .shards import TENSOR, own_part
 
 

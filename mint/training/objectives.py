@@ -3,7 +3,9 @@
 Shapes: E scored edges, b pairs of a batch, B pairs of the whole step.
 
 The likelihood term is pooled over the tokens of the whole step and every other term is a mean over its B pairs, so the
-pieces of a step, on one rank or on several, add up to exactly what one long batch gives.
+pieces of a step, on one rank or on several, add up to exactly what one long batch gives. What is left between them is the
+network's: in float32 it rounds the same text a little differently in another batch. With delta so much of a margin m, IPO's
+(m - t)^2 is off by 2 delta / |m - t| of itself, some five times as much as DPO's loss with the same beta.
 """
 
 from __future__ import annotations
