@@ -52,8 +52,8 @@ MEANING = 0.1
 """Standard deviation of what a token's vector says of the diseases at the start."""
 RATE, WARMUP, SAMPLE, TOLD, NOTES = 2e-3, 40, 6000, 20_000, 4
 _SEED = 8_000_001  # patients of this seed are drawn for no other purpose
-_DATE = "26 Jul 2024"
-_FRAME = f"\n\nCutting Knowledge Date: December 2023\nToday Date: {_DATE}\n\n"
+DATE = "26 Jul 2024"
+FRAME = f"\n\nCutting Knowledge Date: December 2023\nToday Date: {DATE}\n\n"
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -77,7 +77,7 @@ TEMPLATE = (
     "{{- bos_token }}{%- set told = '' %}{%- if messages[0]['role'] == 'system' %}"
     "{%- set told = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}{%- endif %}"
     "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\n"
-    f"Today Date: {_DATE}\\n\\n' + told + '<|eot_id|>' }}}}"
+    f"Today Date: {DATE}\\n\\n' + told + '<|eot_id|>' }}}}"
     "{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
     " + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
@@ -92,12 +92,17 @@ def make_student(out: Path, rounds: Sequence[tuple[int, int, int]] = ROUNDS, see
         text for messages, answer in conversations(SAMPLE, _SEED + seed) for text in (messages[0]["content"], answer)
     ]
     tokenizer = learn_chat_tokenizer([*texts, *["system", "user", "assistant"] * 50], CONFIG["vocab_size"], phrases())
-    chat = ChatTokenizer(tokenizer, (), CHAT_SPECIAL[4], date=_DATE)
+    chat = ChatTokenizer(tokenizer, (), CHAT_SPECIAL[4], date=DATE)
     config = CONFIG | {"bos_token_id": chat.special(CHAT_SPECIAL[0]), "eos_token_id": chat.special(CHAT_SPECIAL[4])}
-    network = _new_network(config, seed)
+    network = new_network(config, seed)
     _give_meaning(network, tokenizer, told, seed)
     for number, (listed, size, steps) in enumerate(rounds):
-        _train(network, chat, in_batches(conversations(steps * size, _SEED + 1 + seed + number, listed), size), steps)
+        train(network, chat, in_batches(conversations(steps * size, _SEED + 1 + seed + number, listed), size), steps)
+    write_student(out, network, tokenizer, config)
+
+
+def write_student(out: Path, network: Llama, tokenizer: Any, config: dict[str, Any]) -> None:
+    """The folder of a checkpoint: weights, settings, tokenizer with its chat template."""
     tensors = {n: p.detach() for n, p in network.state_dict().items() if n != "lm_head.weight"}
     write_checkpoint(out, tensors.items(), config)
     write_chat_tokenizer(tokenizer, out, TEMPLATE)
@@ -111,10 +116,15 @@ def phrases() -> list[str]:
     """
     worded = {way for ways in wordings().values() for way in ways} | {unpunctuated(name) for name in labels().values()}
     findings = {form for way in worded for form in _spellings(way)}
-    asked = default_template("note", "disease").split("{note}")[1].split("{k}")
+    around = frame(default_template("note", "disease"), heading("disease"))
+    return sorted(text for text in {*findings, *classes(), *around} if text.isascii())
+
+
+def frame(template: str, title: str) -> list[str]:
+    """The words around a note and between the names of a list."""
+    asked = template.split("{note}")[1].split("{k}")
     lines = [line_start(place).lstrip("\n") for place in range(1, 2 * LISTED + 1)]  # a name ends with its line
-    frame = [_FRAME.strip(), *(part.strip() for part in asked), heading("disease"), *lines]
-    return sorted(text for text in {*findings, *classes(), *frame} if text.isascii())
+    return [FRAME.strip(), *(part.strip() for part in asked), title, *lines]
 
 
 def conversations(count: int, seed: int, listed: int = LISTED) -> Iterator[tuple[list[Message], str]]:
@@ -153,7 +163,7 @@ def fame(seed: int = 0) -> Floats:
     return np.random.default_rng([_SEED, seed, 1]).standard_normal(len(classes()))
 
 
-def _new_network(config: dict[str, Any], seed: int) -> Llama:
+def new_network(config: dict[str, Any], seed: int) -> Llama:
     """Weights drawn from `seed`: normal of one width, but norms one, and the maps back to the stream narrower."""
     network = Llama(LlamaConfig.read(config))
     generator = torch.Generator().manual_seed(seed)
@@ -207,7 +217,7 @@ def _spellings(way: str) -> tuple[str, str]:
     return f" {way}", f" {way[0].upper()}{way[1:]}"
 
 
-def _train(network: Llama, chat: ChatTokenizer, batches: Iterable[list[Any]], steps: int) -> None:
+def train(network: Llama, chat: ChatTokenizer, batches: Iterable[list[Any]], steps: int) -> None:
     """Every token of the answers is predicted, and of some prompts."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.02, betas=(0.9, 0.98))
     with Progress("student", steps, "step") as bar:

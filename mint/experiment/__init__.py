@@ -3,7 +3,7 @@
 tasks.py      what is compared on: cases, teacher, ceilings     splits.py, crossfit.py   by publication
 arms.py       the systems                                       study.py                 runs them, resumable
 figures.py    means, intervals, differences                     variations.py            k, q, sizes, tuning
-page.py       text, JSON and HTML of the result
+page.py       text, JSON and HTML of the result               reader.py                a base for a file of cases
 """
 
 from .arms import OBJECTIVES, Bench, check_objectives

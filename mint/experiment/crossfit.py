@@ -9,7 +9,7 @@ that looks at photo and note, or naive Bayes over all findings of a case, those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,18 +89,25 @@ def _opened(records: Sequence[Record]) -> list[Record]:
 
 
 def _encoded(records: Sequence[Record], classes: Sequence[str], folder: Path, device: str) -> Rows:
-    """Log-probabilities of all classes. One that the teacher had no case of gets the mean of the others: it is neither
-    listed nor rejected for that."""
+    """Log-probabilities of all classes."""
     encoder = load_encoder(folder, device=device)
     for batch, scores in encoder.score_batches(records):
         for record, row in zip(batch, torch.log_softmax(scores.double(), dim=1), strict=True):
-            found = dict(zip(encoder.classes, row.tolist(), strict=True))
-            yield {"id": record.id, "scores": {name: found.get(name, float(row.mean())) for name in classes}}
+            yield {"id": record.id, "scores": _of_all(dict(zip(encoder.classes, row.tolist(), strict=True)), classes)}
 
 
 def bayes(learnt: Sequence[Record], others: Sequence[Record], classes: Sequence[str], _: Path) -> Rows:
     """Naive Bayes over all findings of a case."""
-    model = NaiveBayes(((record.terms, record.label or "") for record in learnt), classes)
+    labels = {record.label for record in learnt}
+    known = [name for name in classes if name in labels]
+    model = NaiveBayes(((record.terms, record.label or "") for record in learnt), known)
     for record in others:
-        found = model.log_posterior(record.terms).tolist()
-        yield {"id": record.id, "scores": dict(zip(classes, found, strict=True))}
+        found = dict(zip(known, model.log_posterior(record.terms).tolist(), strict=True))
+        yield {"id": record.id, "scores": _of_all(found, classes)}
+
+
+def _of_all(found: Mapping[str, float], classes: Sequence[str]) -> dict[str, float]:
+    """Scores of all classes. One that the teacher had no case of gets the mean of the others: it is neither listed nor
+    rejected for that."""
+    mean = sum(found.values()) / len(found)
+    return {name: found.get(name, mean) for name in classes}

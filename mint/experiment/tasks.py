@@ -137,9 +137,7 @@ def file_task(
     device: str = "auto",
 ) -> Task:
     """Cases of a file, split by publication; without a teacher one is trained here, and only on the training part."""
-    learnt, judged = sides([record for record in read_records(path) if record.label is not None])
-    names = tuple(read_labels(labels)) if labels else closed_set(learnt, min_cases)
-    learnt, judged = (_prepared(part, names, draw_faces, photo_terms) for part in (learnt, judged))
+    names, learnt, judged = file_cases(path, labels, min_cases, draw_faces, photo_terms)
     if draw_faces:
         least = 2 if min_findings is None else min_findings
         judged = [record for record in judged if _has_both(record, photo_terms, least)]
@@ -170,10 +168,22 @@ def file_task(
     return replace(task, for_tuning=lambda: _tuning_part(task, learnt))
 
 
+def file_cases(
+    path: str | Path, labels: str | Path | None, min_cases: int, draw_faces: bool, photo_terms: Collection[str]
+) -> tuple[tuple[str, ...], list[Record], list[Record]]:
+    """The closed set of a file, its cases to learn from, and those of the validation part."""
+    learnt, judged = sides([record for record in read_records(path) if record.label is not None])
+    names = tuple(read_labels(labels)) if labels else closed_set(learnt, min_cases)
+    learnt, judged = (_prepared(part, names, draw_faces, photo_terms) for part in (learnt, judged))
+    return names, learnt, judged
+
+
 def _tuning_part(task: Task, learnt: Sequence[Record]) -> Task:
-    """The training part split once more, by publication."""
-    judged = [record for record in learnt if fold_of(record, TUNING_PARTS) == 0]
+    """The training part split once more, by publication. A disease of these publications alone cannot be known then, and
+    judges nobody."""
     rest = [record for record in learnt if fold_of(record, TUNING_PARTS)]
+    known = {record.label for record in rest}
+    judged = [record for record in learnt if fold_of(record, TUNING_PARTS) == 0 and record.label in known]
     if not judged or not rest:
         raise ConfigError(f"--tune: the training part has too few publications to split ({len(learnt)} cases)")
     return replace(task, judged=tuple(judged), learnt=lambda seed, size: _sample(rest, size, seed), for_tuning=None)

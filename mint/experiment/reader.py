@@ -1,0 +1,192 @@
+"""A tiny base decoder for a file of cases: `python -m mint.experiment.reader CASES --out DIR`.
+
+It is to be for these cases what a real base model is: it knows their words and the form of an answer, and what findings
+go together, but no diagnosis. A phrase of the notes is one token, and so is the name of a class. It learns from the
+notes of the training part alone, their findings in ever new order:
+
+    a note is read aloud
+    a part of a patient's findings is told; asked for others of this patient, it lists the rest
+    a note is told; asked for diseases, it lists names drawn at random
+
+So what goes with which disease is left to alignment, and equally to every objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..answers import answer_text, heading, line_start
+from ..builtin.portraits import told
+from ..builtin.student import CONFIG, DATE, LISTED, MEANING, frame, new_network, train, write_student
+from ..chat import ChatTokenizer
+from ..decoders.llama import Llama
+from ..encoders.encoder import in_batches
+from ..prompts import default_template, prompt_messages
+from ..records.hpo import marked_terms
+from ..records.notes import compose_note
+from ..tokens import CHAT_SPECIAL, learn_chat_tokenizer
+from ..types import Message, Record
+from .tasks import file_cases
+
+SIZES = {"hidden_size": 320, "intermediate_size": 256, "num_attention_heads": 10, "num_key_value_heads": 10}
+"""Where its network differs from the shipped student's: wider, since a file has more findings than the simulation."""
+STEPS, BATCH = 200, 32
+OWN, FAINT = 64, 0.3
+"""Numbers of a vector that are the token's own, and how small they are where the others have a meaning."""
+SILENT = 0.1
+"""How small the maps begin that would look at some tokens more than at others, or add what no token said."""
+MERGES = 256
+"""Tokens for what is no phrase, such as ages, beside the 256 bytes."""
+TITLE = "FINDINGS:"
+ASKED = (
+    f"{{note}}\n\nWhich other findings fit best? Name {{k}}, the most likely first, as a numbered list under {TITLE}"
+)
+
+Conversation = tuple[list[Message], str]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A note as it is read: what stands before its findings, and the findings."""
+
+    record: Record
+    findings: tuple[str, ...]
+
+    def note(self, findings: Sequence[str]) -> Record:
+        """The case with a note of some of its findings, in this order."""
+        return replace(self.record, note=compose_note(replace(self.record, terms=tuple(findings))))
+
+
+def make_reader(out: Path, notes: Sequence[Read], names: Sequence[str], steps: int = STEPS, seed: int = 0) -> None:
+    """Learn the tokenizer, read the notes for `steps` batches, and write the folder."""
+    torch.manual_seed(seed)
+    texts = [read.record.note for read in notes] + [*["system", "user", "assistant", "Diagnosis:"] * 50]
+    known = phrases(notes, names)
+    tokenizer = learn_chat_tokenizer(texts, len(CHAT_SPECIAL) + 256 + MERGES + len(known), known)
+    chat = ChatTokenizer(tokenizer, (), CHAT_SPECIAL[4], date=DATE)
+    config = CONFIG | SIZES | {"vocab_size": tokenizer.get_vocab_size()}
+    config |= {"bos_token_id": chat.special(CHAT_SPECIAL[0]), "eos_token_id": chat.special(CHAT_SPECIAL[4])}
+    network = new_network(config, seed)
+    _begin_by_copying(network)
+    _give_meaning(network, tokenizer, notes)
+    train(network, chat, in_batches(conversations(notes, names, steps * BATCH, seed), BATCH), steps)
+    write_student(out, network, tokenizer, config)
+
+
+def phrases(notes: Sequence[Read], names: Sequence[str]) -> list[str]:
+    """What is one token: a finding as it stands in a note and on a list, the name of a class, the words around them."""
+    findings = {form for read in notes for finding in read.findings for form in _forms(finding)}
+    around = frame(default_template("note", "disease"), heading("disease")) + frame(ASKED, TITLE)
+    return sorted(text for text in {*findings, *names, *around} if text.isascii() and text.strip())
+
+
+def _forms(finding: str) -> tuple[str, str]:
+    return f" {finding}", finding
+
+
+def conversations(notes: Sequence[Read], names: Sequence[str], count: int, seed: int) -> Iterator[Conversation]:
+    """By turns a patient's other findings, and names drawn at random; a case without findings gets names alone."""
+    rng = random.Random(f"reader {seed}")
+    for number in range(count):
+        read = rng.choice(notes)
+        findings = rng.sample(read.findings, len(read.findings))
+        if number % 2 and len(findings) > 1:
+            cut = rng.randint(1, len(findings) - 1)
+            yield _other_findings(read.note(findings[:cut]), findings[cut:][:LISTED])
+        else:
+            record = read.note(findings) if findings else read.record
+            listed = rng.sample(list(names), rng.randint(1, min(LISTED, len(names))))
+            yield prompt_messages(record, k=len(listed)), answer_text(listed, "disease")
+
+
+def _other_findings(record: Record, others: Sequence[str]) -> Conversation:
+    answer = TITLE + "".join(line_start(place) + finding for place, finding in enumerate(others, start=1))
+    return prompt_messages(record, k=len(others), template=ASKED), answer
+
+
+@torch.no_grad()
+def _begin_by_copying(network: Llama) -> None:
+    """Each token begins by adding the mean of what stands before it, and nothing else: so the end of a note, and an answer
+    that begins there, know all of its findings alike. Reading teaches where to look; what is copied stays as it is, and
+    what a layer adds of its own goes to the last OWN numbers: else a few hundred batches would bury the findings."""
+    blocks: Any = network.model.layers
+    for block in blocks:
+        for copying in (block.self_attn.v_proj, block.self_attn.o_proj):
+            copying.weight.copy_(torch.eye(len(copying.weight)))
+            copying.weight.requires_grad_(False)
+        block.input_layernorm.weight[-OWN:] = SILENT
+        block.mlp.down_proj.weight[:-OWN] = 0
+        block.mlp.down_proj.weight.register_hook(lambda gradient: _own_alone(gradient.T).T)
+        for silent in (block.self_attn.q_proj, block.mlp.down_proj):
+            silent.weight.mul_(SILENT)
+
+
+def _own_alone(gradient: Tensor) -> Tensor:
+    """A gradient (N, D) without the columns in which notes and their findings speak."""
+    return torch.cat([torch.zeros_like(gradient[:, :-OWN]), gradient[:, -OWN:]], dim=1)
+
+
+@torch.no_grad()
+def _give_meaning(network: Llama, tokenizer: Any, notes: Sequence[Read]) -> None:
+    """The vector of a finding says which others stand in notes with it, and reading leaves that as it is; that of any other
+    token says nothing there. The last OWN numbers are each token's own. Both forms of a finding have the same."""
+    row = {finding: at for at, finding in enumerate(dict.fromkeys(f for read in notes for f in read.findings))}
+    vectors = network.model.embed_tokens.weight
+    vectors.register_hook(_own_alone)
+    vectors[:, :-OWN] = 0
+    vectors[:, -OWN:] *= 2
+    meant = _together([[row[finding] for finding in read.findings] for read in notes], len(row), vectors.shape[1] - OWN)
+    for finding, at in row.items():
+        ids = [known for form in _forms(finding) if (known := tokenizer.token_to_id(form)) is not None]
+        for known in ids:
+            vectors[known] = vectors[ids[0]] * FAINT
+            vectors[known, : meant.shape[1]] = meant[at]
+
+
+def _together(notes: Sequence[Sequence[int]], count: int, width: int) -> Tensor:
+    """Vectors (F, W) of F findings whose products are nearest to log p(f, g) / p(f) p(g), where that is above 0."""
+    there = torch.zeros(len(notes), count)
+    for number, findings in enumerate(notes):
+        there[number, list(findings)] = 1
+    often = there.sum(0)
+    more = (there.T @ there * len(notes) / (often[:, None] * often)).clamp(min=1).log()
+    words, strengths, _ = torch.linalg.svd(more, full_matrices=False)
+    found: Tensor = words[:, :width] * strengths[:width].sqrt()
+    return found * (MEANING / found.std().clamp(min=1e-6))
+
+
+def notes_of(records: Sequence[Record], findings: Callable[[Record], Sequence[str]]) -> list[Read]:
+    """The notes of some cases without their diagnoses. One that was written, not composed of findings, is read as it is."""
+    bare = [replace(record, label=None, labels=(), image=None) for record in records]
+    found = [Read(one, tuple(findings(record))) for one, record in zip(bare, records, strict=True)]
+    return [read if read.note(read.findings).note == read.record.note else replace(read, findings=()) for read in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mint.experiment.reader", description=__doc__.split("\n")[0])
+    parser.add_argument("cases", help="the file that `experiment` takes")
+    parser.add_argument("--out", type=Path, required=True, help="the new folder, for `experiment --model`")
+    parser.add_argument("--draw-faces", action="store_true", help="as in `experiment`, and so are the next three")
+    parser.add_argument("--photo-terms")
+    parser.add_argument("--labels")
+    parser.add_argument("--min-cases", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # sums are then in one order whatever the machine's number of cores
+    terms = marked_terms(options.photo_terms, "is_photo") if options.photo_terms else frozenset()
+    names, learnt, _ = file_cases(options.cases, options.labels, options.min_cases, options.draw_faces, terms)
+    notes = notes_of(learnt, lambda record: told(record, terms))
+    make_reader(options.out, notes, names, options.steps, options.seed)
+
+
+if __name__ == "__main__":
+    main()
