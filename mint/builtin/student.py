@@ -46,7 +46,7 @@ FAME = 3.0
 SWAY = 1.5
 """How random the order of a list is: the scale of the Gumbel noise on the log posterior."""
 LISTED = 10
-ROUNDS = ((1, 64, 400), (LISTED, 32, 700))
+ROUNDS = ((1, 64, 400), (LISTED, 32, 10_000))
 """Names that are asked for at most, conversations of a step, steps: first who it is, then lists of them."""
 MEANING = 0.1
 """Standard deviation of what a token's vector says of the diseases at the start."""
