@@ -152,7 +152,8 @@ def test_what_cannot_be_ranked_is_refused(decoder: Decoder, labels: list[str], n
 
 def test_a_decoder_that_gives_no_numbers_is_refused(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     norm = decoder.network.model.norm
-    monkeypatch.setattr(norm, "weight", torch.nn.Parameter(torch.full_like(norm.weight, float("nan"))))
+    broken = torch.nn.Parameter(torch.full_like(norm.weight, float("nan")))
+    monkeypatch.setitem(norm._parameters, "weight", broken)
     with pytest.raises(WorkError, match="log-probabilities that are no numbers; look for NaN"):
         Ranker(decoder, LABELS).rank(*CASES[0])
     with pytest.raises(WorkError, match="no numbers"):
