@@ -22,7 +22,7 @@ import torch
 
 from .checks import GPU
 from .measures import FIRST, PARTS
-from .timing import Line, Part, Rates, apart, begun, end
+from .timing import Line, Part, Rates, apart, begun, drop
 
 TOTAL = 470.0
 """Seconds of the whole run unless it is told otherwise: under 8 minutes."""
@@ -54,17 +54,17 @@ def run(
                 note(report, name, line)
     finally:
         for child in waiting:
-            end(child)
+            drop(child)
     return report
 
 
 def lines_of(name: str, part: Part, child: Any, rates: Rates | None, left: float, total: float) -> Iterator[Line]:
     """What a part that was begun finds, or why it is not gone on with."""
     if name != "rates" and rates is None:
-        end(child)
+        drop(child)
         yield {"failed": "not started: the rates of this machine could not be measured"}
     elif left < 1:
-        end(child)
+        drop(child)
         yield {"failed": f"not started: the {total:.0f} s of the whole run were over"}
     else:
         yield from apart(child, json.dumps(rates), min(part.limit, left))

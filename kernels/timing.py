@@ -158,8 +158,15 @@ def tell(child: subprocess.Popen[str], word: str) -> None:
     """Give a process its line of input."""
     assert child.stdin is not None
     with suppress(BrokenPipeError):  # it has come to its end, and its exit code says why
-        child.stdin.write(f"{word}\n")
-        child.stdin.flush()
+        os.write(
+            child.stdin.fileno(), f"{word}\n".encode()
+        )  # nothing stays in a buffer, to fail once more at its close
+
+
+def drop(child: subprocess.Popen[str]) -> None:
+    """Stop a process that was never given its line."""
+    with child:
+        end(child)
 
 
 def end(child: subprocess.Popen[str]) -> None:

@@ -131,7 +131,7 @@ def late(kind, name):
     first = getattr(kind, name)
     def slow(*given, **more):
         print("at work", file=sys.stderr, flush=True)
-        time.sleep(1.0)
+        time.sleep(0.5)
         return first(*given, **more)
     setattr(kind, name, slow)
 

@@ -108,6 +108,6 @@ def test_without_a_run_the_shipped_base_answers(tmp_path: Path, monkeypatch: pyt
 
 def test_the_command_tells_the_story_of_the_task_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(story, "tell", lambda settings, teacher: (settings, teacher))
-    settings, teacher = _showcase("builtin:tissue", {"rank": 4, "lr": None}, None)
+    settings, teacher = _showcase("builtin:tissue", {"rank": 4, "lr": None}, None, {})
     assert (settings.rank, settings.lr, teacher) == (4, story.SETTINGS["lr"], None)
     assert settings.out.startswith("runs/tissue/")
