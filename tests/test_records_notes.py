@@ -143,6 +143,19 @@ def test_hpo_terms_are_read_from_tables_obo_and_json(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    "stanza",
+    [
+        "alt_id: HP:0000578\nid: HP:0000316\nname: Hypertelorism\n",
+        "name: Hypertelorism\nalt_id: HP:0000578\nid: HP:0000316\n",
+    ],
+)
+def test_the_lines_of_a_term_may_come_in_any_order(tmp_path: Path, stanza: str):
+    """And an alternative id without a name takes none from the term before it."""
+    (obo := tmp_path / "hp.obo").write_text(f"format-version: 1.2\n\n[Term]\n{stanza}\n[Term]\nalt_id: HP:0000579\n")
+    assert read_hpo(obo) == {"HP:0000316": "Hypertelorism", "HP:0000578": "Hypertelorism"}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("id\tname\nHP:1\tx\n", "the columns are id, name; wanted id and label"),

@@ -72,16 +72,17 @@ def _table_terms(text: Iterable[str], path: str | Path) -> Iterator[tuple[str, s
 def _obo_terms(text: Iterable[str]) -> Iterator[tuple[str, str]]:
     """(id, name) of each [Term] stanza, once for its id and once for each alternative id."""
     ids: list[str] = []
+    name = ""  # of this stanza, once it was read: an alternative id may stand before it or after it
     for line in text:
         found = _OBO_LINE.match(line)
         if line.startswith("["):
-            ids = []
+            ids, name = [], ""
         elif found and found[1] == "name":
             name = found[2].strip()
             yield from ((one, name) for one in ids)
         elif found and _ID.match(found[2]):
             ids.append(found[2][:10])
-            if found[1] == "alt_id":
+            if name:
                 yield ids[-1], name
 
 
