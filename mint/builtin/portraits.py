@@ -6,7 +6,7 @@ the patient, and whatever is made from it has to say that it is simulated.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from zlib import crc32
 
@@ -55,11 +55,6 @@ def told(record: Record, photo_terms: Collection[str] = frozenset()) -> tuple[st
 def _without(record: Record, shown: Collection[str]) -> str:
     """The composed note of a case without some of its findings."""
     return compose_note(replace(record, terms=tuple(term for term in record.terms if term not in shown)))
-
-
-def with_drawn_faces(records: Iterable[Record], **choices: object) -> Iterator[Record]:
-    """`with_drawn_face` of each record."""
-    return (with_drawn_face(record, **choices) for record in records)  # type: ignore[arg-type]
 
 
 def _drawing(term: str) -> str | None:
