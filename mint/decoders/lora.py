@@ -7,7 +7,7 @@ steps of a small learning rate vanish in bfloat16; the products are made in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,7 +99,7 @@ class _LowRank(torch.autograd.Function):
     ) -> Tensor:
         a, b = a.to(x.dtype), b.to(x.dtype)
         source = x if inner is None else inner
-        low = source @ a.T
+        low = _product(quick)(source, a)
         whole = quick_product(x, weight) if quick else F.linear(x, weight, bias)
         out = whole.addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(source, low, weight, a, b)
@@ -110,18 +110,21 @@ class _LowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         source, low, weight, a, b = ctx.saved_tensors
-        grad = grads[0]
-        d_low = (grad @ b).mul_(ctx.scale)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = quick_product(grad, weight.T) if ctx.quick else grad @ weight
+        grad, product = grads[0], _product(ctx.quick)
+        d_low = product(grad, b.T).mul_(ctx.scale)
+        d_x = product(grad, weight.T) if ctx.needs_input_grad[0] else None
         d_inner = d_low @ a if ctx.dropped and ctx.needs_input_grad[1] else None
         if d_x is not None and not ctx.dropped:
             d_x.addmm_(d_low, a)
         d_bias = grad.sum(0) if ctx.needs_input_grad[3] else None
-        d_a = (d_low.T @ source).float() if ctx.needs_input_grad[4] else None
-        d_b = (grad.T @ low).float().mul_(ctx.scale) if ctx.needs_input_grad[5] else None
+        d_a = product(d_low.T, source.T).float() if ctx.needs_input_grad[4] else None
+        d_b = product(low.T, grad.T).T.float().mul_(ctx.scale) if ctx.needs_input_grad[5] else None
         return d_x, d_inner, None, d_bias, d_a, d_b, None, None
+
+
+def _product(quick: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """x Wᵀ: (N, in), (out, in) -> (N, out)."""
+    return quick_product if quick else F.linear
 
 
 def targets_of(network: nn.Module, targets: str | Sequence[str]) -> list[str]:
