@@ -24,7 +24,7 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     row: (N, D), (D,) -> (N, D), (N, 1)."""
     exact = x if x.dtype == torch.float64 else x.float()
     scale = torch.rsqrt(exact.square().mean(dim=-1, keepdim=True).add_(eps))
-    return (exact * scale).to(x.dtype).mul_(weight), scale
+    return torch.mul(exact, scale, out=torch.empty_like(x)).mul_(weight), scale
 
 
 def add_normalise(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,7 +37,7 @@ def normalise_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, besid
     """The gradient of x, plus one that it has `beside` that."""
     normal, exact = x * scale, (grad * weight).to(scale.dtype)
     inner = (exact * normal).mean(dim=-1, keepdim=True)
-    found = exact.addcmul_(normal, inner, value=-1).mul_(scale).to(x.dtype)
+    found = exact.sub_(normal.mul_(inner)).mul_(scale).to(x.dtype)
     return found if beside is None else found.add_(beside)
 
 
@@ -48,8 +48,8 @@ def gate(gates: Tensor, up: Tensor) -> Tensor:
 
 def gate_back(grad: Tensor, gates: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of both; silu is computed again instead of being kept."""
-    d_up = F.silu(gates).mul_(grad)
-    return torch.ops.aten.silu_backward(grad * up, gates), d_up
+    d_up, d_gates = F.silu(gates).mul_(grad), grad * up
+    return torch.ops.aten.silu_backward.grad_input(d_gates, gates, grad_input=d_gates), d_up
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
