@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mint.config import AlignSettings
 from mint.decoders import student
-from mint.training import Trainer
+from mint.training import Trainer, runs
 from mint.training.batches import token_pairs
 from mint.types import PreferencePair
+from mint.weights.states import load_state, read_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
@@ -172,3 +173,17 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics without what differs from run to run."""
     timings = ("tokens_per_second", "step_seconds", "peak_memory_bytes")
     return [{name: value for name, value in row.items() if name not in timings} for row in rows]
+
+
+def saved(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The whole tensors and the numbers of a run's checkpoint."""
+    numbers = runs.read_state(run)
+    assert numbers is not None
+    return tensors_of(run / runs.CHECKPOINT), numbers
+
+
+def tensors_of(state: Path) -> dict[str, Tensor]:
+    """All tensors of a state on disk, whole."""
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in read_shapes(state).items()}
+    load_state(state, tensors)
+    return tensors

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints_mllama import write_mllama
-from students import run_settings, trainer_of, untimed, write_student
+from students import run_settings, saved, trainer_of, untimed, write_student
 from test_mllama_trees import image_pair, pictures
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -30,7 +30,7 @@ from mint.errors import Stopped, WorkError
 from mint.training import Trainer
 from mint.training.batches import step_pairs, token_pairs
 from mint.training.gradients import Gradients
-from mint.training.runs import load_state, read_metrics
+from mint.training.runs import read_metrics
 from mint.types import TokenTree
 
 __all__ = ["pictures"]
@@ -240,10 +240,9 @@ def test_a_step_that_is_no_number_is_refused_before_anything_is_saved(model: Pat
     with pytest.raises(WorkError, match=r"^step 3: loss nan"):
         trainer.run()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
-    state = load_state(tmp_path)
-    assert state is not None
-    assert state[1]["step"] == 2
-    assert all(tensor.isfinite().all() for tensor in state[0].values())
+    tensors, numbers = saved(tmp_path)
+    assert numbers["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_asked_to_stop_the_steps_under_way_are_read_and_saved(
@@ -260,9 +259,8 @@ def test_asked_to_stop_the_steps_under_way_are_read_and_saved(
     with pytest.raises(Stopped, match="stopped after step 4 of 9"):
         trainer.run()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
-    state = load_state(tmp_path)
-    assert state is not None
-    assert state[1]["step"] == 4
+    numbers = saved(tmp_path)[1]
+    assert numbers["step"] == 4
 
 
 def test_the_marks_of_the_tokens_after_a_picture_are_those_of_its_spans() -> None:

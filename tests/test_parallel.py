@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from ranks import on_ranks, start_ranks
-from students import ROOT, run_settings, text_pairs, trainer_of, untimed, write_pairs_file, write_student
+from students import ROOT, run_settings, saved, text_pairs, trainer_of, untimed, write_pairs_file, write_student
 
 from mint import parallel
 from mint.errors import Stopped
@@ -202,9 +202,7 @@ def test_a_run_that_is_asked_to_stop_saves_on_all_ranks_after_the_same_step(
     said = [json.loads((tmp_path / f"stopped-{rank}.json").read_text()) for rank in range(ranks)]
     last = len(losses(tmp_path))
     assert set(said) == {f"stopped after step {last} of 400, which is saved"}
-    found = runs.load_state(tmp_path)
-    assert found is not None
-    assert found[1]["step"] == last
+    assert saved(tmp_path)[1]["step"] == last
 
 
 def slowly(model: Path, pairs: Path, out: Path) -> None:

@@ -26,9 +26,9 @@ from mint.errors import ConfigError, RecordError, WorkError
 from mint.records import read_records
 from mint.teaching import Taught, _with_rare, lessons, teach
 from mint.teaching.lessons import Lessons
-from mint.teaching.snapshots import read_facts
 from mint.teaching.targets import losses
 from mint.types import Record
+from mint.weights.states import read_facts
 
 TINY = {
     "hidden_size": 32,
@@ -174,7 +174,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     torch.manual_seed(after)  # whatever else drew random numbers in between
     run(cases, tmp_path / "parts", validation=cases[:6], resume=True)
     assert weights(tmp_path / "parts") == weights(whole)
-    states = [folder / "checkpoint" / "state.safetensors" for folder in (whole, tmp_path / "parts")]
+    states = [folder / "checkpoint" / "rank-0.safetensors" for folder in (whole, tmp_path / "parts")]
     assert states[0].read_bytes() == states[1].read_bytes()
     assert logged(tmp_path / "parts") == logged(whole)
 

@@ -29,7 +29,7 @@ from .. import parallel
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
 from ..devices import keep_freed_memory, peak_memory
-from ..errors import ConfigError, RecordError, Stopped
+from ..errors import CheckpointError, ConfigError, RecordError, Stopped
 from ..images import content_key
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
@@ -37,6 +37,7 @@ from ..schedules import scheduled
 from ..signals import asked_to_stop
 from ..transfer import arriving, sent
 from ..weights.adapters import write_adapter
+from ..weights.states import load_state, save_state
 from . import runs
 from .batches import (
     CHOSEN,
@@ -94,10 +95,10 @@ class Trainer:
         A run that is asked to stop ends its step, saves and raises `Stopped`, on all ranks after the same step.
         """
         torch.manual_seed(self.settings.seed + _APART * parallel.share())
-        self.fingerprint = fingerprint([*self.pairs, *self.held_out])
-        state = runs.load_state(self.folder) if resume else None
+        self.fingerprint = fingerprint(self.everything())
+        state = parallel.from_first(runs.read_state(self.folder) if resume and parallel.first() else None)
         if state is not None:
-            self.load(*state)
+            self.load(state)
         if parallel.first():
             self.metrics = runs.Metrics(self.folder, self.step)
         with asked_to_stop() as self.asked:
@@ -239,7 +240,7 @@ class Trainer:
         """Summed log-probabilities of all answers with the adapter off, once for the whole run."""
         if not OBJECTIVES[self.settings.objective].reference or self.reference:
             return
-        everything = [*self.pairs, *self.held_out]
+        everything = self.everything()
         place = {pair.id: at for at, pair in enumerate(everything)}
         found = torch.zeros(len(everything), 2, dtype=torch.float64)
         groups = self.rounds(everything)
@@ -251,7 +252,7 @@ class Trainer:
                 if parallel.highest(self.asked())[0]:
                     raise Stopped("stopped before the first step; nothing is lost", str(self.folder))
         parallel.add_up([found])
-        self.reference = {pair.id: row for pair, row in zip(everything, found, strict=True)}
+        self.reference = self.by_pair(found)
 
     def answer_sums(self, group: Sequence[TokenPair]) -> Tensor:
         """Summed log-probabilities of the chosen and the rejected answer of each pair: (b, 2) on the processor."""
@@ -260,68 +261,73 @@ class Trainer:
         return sums[:, [CHOSEN, REJECTED]]
 
     def save(self) -> None:
-        """Everything that the rest of the run depends on, in one file."""
-        tensors = {name: parallel.whole(tensor) for name, tensor in self.state().items()} | self.random_states()
-        if self.reference:
-            tensors["reference"] = torch.stack([self.reference[pair.id] for pair in (*self.pairs, *self.held_out)])
+        """Everything that the rest of the run depends on; each rank writes what it alone has."""
         best = self.best if self.best < math.inf else None
-        if parallel.first():
-            runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint})
+        facts = {"step": self.step, "best": best, "pairs": self.fingerprint}
+        save_state(self.folder / runs.CHECKPOINT, self.state() | self.random_states(), facts)
 
-    def random_states(self) -> dict[str, Tensor]:
-        """The states of the generators of all ranks, by name: random.cpu, random.cpu.1, ..."""
-        own = {"random.cpu": torch.get_rng_state().tolist()}
-        if self.decoder.device.type == "cuda":
-            own["random.cuda"] = torch.cuda.get_rng_state(self.decoder.device).tolist()
-        return {
-            _of_rank(name, rank): torch.tensor(state, dtype=torch.uint8)
-            for rank, states in enumerate(parallel.gathered(own))
-            for name, state in states.items()
-        }
-
-    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Take up what `save` wrote."""
-        if state["pairs"] != self.fingerprint:
+    def load(self, facts: Mapping[str, Any]) -> None:
+        """Take up what `save` wrote, by as many ranks as there were."""
+        if facts["pairs"] != self.fingerprint:
             source = self.settings.pairs or "pairs"
             begun = f"{self.folder} was begun with"
             raise ConfigError(f"{source}: not the pairs that {begun}, or an image has changed; start a new run")
-        self.step, self.best = state["step"], math.inf if state["best"] is None else state["best"]
+        self.step, self.best = facts["step"], math.inf if facts["best"] is None else facts["best"]
         for weight in self.weights.values():
             weight.grad = torch.zeros_like(weight)
         self.optimizer.step()  # makes the moments; they and the weights are then overwritten
-        runs.check_state(self.folder, tensors, self.state())
-        with torch.no_grad():
-            for name, tensor in self.state().items():
-                parallel.put(tensor, tensors[name])
-        if "reference" in tensors:
-            names = [pair.id for pair in (*self.pairs, *self.held_out)]
-            self.reference = dict(zip(names, tensors["reference"], strict=True))
-        self.take_up_random_state(tensors)
-
-    def take_up_random_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """The generators as this rank left them. A rank that the run had not before begins with numbers of its own."""
-        cpu, cuda = (_of_rank(name, parallel.rank()) for name in ("random.cpu", "random.cuda"))
-        if cpu not in tensors:
-            torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
-            return
-        torch.set_rng_state(tensors[cpu])
-        if cuda in tensors:
-            torch.cuda.set_rng_state(tensors[cuda], self.decoder.device)
+        if OBJECTIVES[self.settings.objective].reference:
+            self.reference = {pair.id: torch.zeros(2, dtype=torch.float64) for pair in self.everything()}
+        tensors, random = self.state(), self.random_states() if parallel.rank() < facts["ranks"] else {}
+        load_state(self.folder / runs.CHECKPOINT, tensors | random)
+        if self.reference:
+            self.reference = self.by_pair(tensors["reference"])
+        self.take_up_random_states(random)
 
     def state(self) -> dict[str, Tensor]:
-        """The trained weights, and the optimiser's moments and count of steps of each, by name."""
+        """The trained weights, the optimiser's moments and count of steps of each, and the reference, by name."""
         tensors = dict(self.weights)
         for name, weight in self.weights.items():
             tensors |= {f"{name}.{part}": value for part, value in self.optimizer.state[weight].items()}
+        if self.reference:
+            tensors["reference"] = torch.stack([self.reference[pair.id] for pair in self.everything()])
         return tensors
+
+    def random_states(self) -> dict[str, Tensor]:
+        """The states of this rank's generators, by name: random.cpu, or random.cpu.1, ..."""
+        states = {_of_rank("random.cpu"): torch.get_rng_state()}
+        if self.decoder.device.type == "cuda":
+            states[_of_rank("random.cuda")] = torch.cuda.get_rng_state(self.decoder.device)
+        return states
+
+    def take_up_random_states(self, states: Mapping[str, Tensor]) -> None:
+        """The generators as this rank left them. A rank that the run had not before begins with numbers of its own."""
+        if not states:
+            torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
+            return
+        try:
+            torch.set_rng_state(states[_of_rank("random.cpu")])
+            if self.decoder.device.type == "cuda":
+                torch.cuda.set_rng_state(states[_of_rank("random.cuda")], self.decoder.device)
+        except RuntimeError as error:
+            what = f"{_of_rank('random.cpu')} is no state of a generator ({error})"
+            raise CheckpointError(f"{self.folder / runs.CHECKPOINT}: {what}; start a new run") from error
+
+    def everything(self) -> list[TokenPair]:
+        """The pairs to train on and those held out."""
+        return [*self.pairs, *self.held_out]
+
+    def by_pair(self, rows: Tensor) -> dict[str, Tensor]:
+        """A row for each pair, by the pair's name."""
+        return {pair.id: row for pair, row in zip(self.everything(), rows, strict=True)}
 
 
 _APART = 1_000_003
 """Between the seeds of two ranks, whose dropout must differ."""
 
 
-def _of_rank(name: str, rank: int) -> str:
-    return f"{name}.{rank}" if rank else name
+def _of_rank(name: str) -> str:
+    return name if parallel.first() else f"{name}.{parallel.rank()}"
 
 
 def fingerprint(pairs: Sequence[TokenPair]) -> str:
