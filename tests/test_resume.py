@@ -105,7 +105,7 @@ def test_a_resumed_run_that_forgot_something_would_be_seen(model: Path, tmp_path
     """The moments, the random state and the step each matter to the outcome."""
     settings: dict[str, Any] = {"steps": 4, "save_every": 2, "dropout": 0.3, "schedule": "linear"}
     trainer_of(model, tmp_path / "whole", 6, **settings).run()
-    for name in ("random.cpu", "model.layers.0.mlp.up_proj.lora_A.exp_avg", "step"):
+    for name in ("random.cpu.0", "model.layers.0.mlp.up_proj.lora_A.exp_avg", "step"):
         out = tmp_path / name
         first = trainer_of(model, out, 6, **settings)
         first.total = 2
@@ -115,7 +115,7 @@ def test_a_resumed_run_that_forgot_something_would_be_seen(model: Path, tmp_path
             state["step"] = 1
         else:
             other = torch.Generator().manual_seed(9).get_state()
-            tensors[name] = other if name == "random.cpu" else tensors[name].roll(1, 0)
+            tensors[name] = other if name == "random.cpu.0" else tensors[name].roll(1, 0)
         save_state(out / runs.CHECKPOINT, tensors, state)
         trainer_of(model, out, 6, **settings).run(resume=True)
         assert (out / WEIGHTS).read_bytes() != (tmp_path / "whole" / WEIGHTS).read_bytes()
@@ -225,6 +225,21 @@ def test_a_broken_checkpoint_is_refused_by_name(model: Path, tmp_path: Path) -> 
     state = tmp_path / STATE[0]
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"rank-0\.safetensors"):
+        trainer_of(model, tmp_path, 4, steps=1).run(resume=True)
+
+
+def test_numbers_or_generators_that_are_none_are_refused_by_name(model: Path, tmp_path: Path) -> None:
+    trainer_of(model, tmp_path, 4, steps=1).run()
+    tensors, numbers = saved(tmp_path)
+    changes: tuple[dict[str, Any], ...] = ({"step": "1"}, {"step": -1}, {"best": True}, {"best": "low"}, {"pairs": 1})
+    for change in changes:
+        save_state(tmp_path / runs.CHECKPOINT, tensors, {**numbers, **change})
+        with pytest.raises(
+            CheckpointError, match="checkpoint: not a checkpoint of a run; give the folder that a run wr"
+        ):
+            trainer_of(model, tmp_path, 4, steps=1).run(resume=True)
+    save_state(tmp_path / runs.CHECKPOINT, {**tensors, "random.cpu.0": tensors["random.cpu.0"] * 0}, numbers)
+    with pytest.raises(CheckpointError, match=r"checkpoint: random\.cpu\.0 is no state of a generator \("):
         trainer_of(model, tmp_path, 4, steps=1).run(resume=True)
 
 

@@ -29,8 +29,7 @@ from ..progress import Progress, say
 from ..schedules import scheduled
 from ..signals import asked_to_stop
 from ..types import Record
-from ..weights.states import read_facts, save_state
-from .snapshots import restore, state_of
+from .snapshots import read_snapshot, restore_snapshot, save_snapshot
 from .targets import class_weights, labels_of, losses, ranks
 from .views import Views
 
@@ -118,7 +117,7 @@ class Lessons:
     def _start(self, resume: bool) -> None:
         """Begin anew, or go on from the state on disk if it is of the same run."""
         state = self.folder / STATE
-        found = read_facts(state) if resume else None
+        found = read_snapshot(state) if resume else None
         if found is None:
             if resume:
                 say(f"{state}: nothing to resume; starting anew")
@@ -131,7 +130,7 @@ class Lessons:
             name = changed[0]
             what = f"was {found['run'].get(name)!r}, is {self.facts[name]!r}"
             raise ConfigError(f"{name}: {what}; resume with the same, or start anew")
-        restore(state, self.encoder.network, self.optimizer, self.device)
+        restore_snapshot(state, self.encoder.network, self.optimizer, self.device)
         self.step, self.best = found["step"], found["best"]
         self._cut_metrics()
 
@@ -250,7 +249,7 @@ class Lessons:
 
     def _save(self) -> None:
         facts = {"step": self.step, "best": self.best, "run": self.facts}
-        save_state(self.folder / STATE, state_of(self.encoder.network, self.optimizer, self.device), facts)
+        save_snapshot(self.folder / STATE, self.encoder.network, self.optimizer, self.device, facts)
 
 
 def _goodness(found: dict[str, float]) -> tuple[float, ...]:

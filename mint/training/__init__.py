@@ -29,7 +29,7 @@ from .. import parallel
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
 from ..devices import keep_freed_memory, peak_memory
-from ..errors import CheckpointError, ConfigError, RecordError, Stopped
+from ..errors import ConfigError, RecordError, Stopped
 from ..images import content_key
 from ..losses import OBJECTIVES
 from ..progress import Progress, progress
@@ -37,7 +37,7 @@ from ..schedules import scheduled
 from ..signals import asked_to_stop
 from ..transfer import arriving, sent
 from ..weights.adapters import write_adapter
-from ..weights.states import load_state, save_state
+from ..weights.states import load_state, random_states, save_state, take_up_random_states
 from . import runs
 from .batches import (
     CHOSEN,
@@ -264,7 +264,7 @@ class Trainer:
         """Everything that the rest of the run depends on; each rank writes what it alone has."""
         best = self.best if self.best < math.inf else None
         facts = {"step": self.step, "best": best, "pairs": self.fingerprint}
-        save_state(self.folder / runs.CHECKPOINT, self.state() | self.random_states(), facts)
+        save_state(self.folder / runs.CHECKPOINT, self.state() | random_states(self.decoder.device), facts)
 
     def load(self, facts: Mapping[str, Any]) -> None:
         """Take up what `save` wrote, by as many ranks as there were."""
@@ -278,11 +278,14 @@ class Trainer:
         self.optimizer.step()  # makes the moments; they and the weights are then overwritten
         if OBJECTIVES[self.settings.objective].reference:
             self.reference = {pair.id: torch.zeros(2, dtype=torch.float64) for pair in self.everything()}
-        tensors, random = self.state(), self.random_states() if parallel.rank() < facts["ranks"] else {}
+        tensors = self.state()
+        known = parallel.rank() < facts["ranks"]  # another rank begins with random numbers of its own
+        random = random_states(self.decoder.device) if known else {}
         load_state(self.folder / runs.CHECKPOINT, tensors | random)
         if self.reference:
             self.reference = self.by_pair(tensors["reference"])
-        self.take_up_random_states(random)
+        torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
+        take_up_random_states(random, self.decoder.device, self.folder / runs.CHECKPOINT)
 
     def state(self) -> dict[str, Tensor]:
         """The trained weights, the optimiser's moments and count of steps of each, and the reference, by name."""
@@ -292,26 +295,6 @@ class Trainer:
         if self.reference:
             tensors["reference"] = torch.stack([self.reference[pair.id] for pair in self.everything()])
         return tensors
-
-    def random_states(self) -> dict[str, Tensor]:
-        """The states of this rank's generators, by name: random.cpu, or random.cpu.1, ..."""
-        states = {_of_rank("random.cpu"): torch.get_rng_state()}
-        if self.decoder.device.type == "cuda":
-            states[_of_rank("random.cuda")] = torch.cuda.get_rng_state(self.decoder.device)
-        return states
-
-    def take_up_random_states(self, states: Mapping[str, Tensor]) -> None:
-        """The generators as this rank left them. A rank that the run had not before begins with numbers of its own."""
-        if not states:
-            torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
-            return
-        try:
-            torch.set_rng_state(states[_of_rank("random.cpu")])
-            if self.decoder.device.type == "cuda":
-                torch.cuda.set_rng_state(states[_of_rank("random.cuda")], self.decoder.device)
-        except RuntimeError as error:
-            what = f"{_of_rank('random.cpu')} is no state of a generator ({error})"
-            raise CheckpointError(f"{self.folder / runs.CHECKPOINT}: {what}; start a new run") from error
 
     def everything(self) -> list[TokenPair]:
         """The pairs to train on and those held out."""
@@ -324,10 +307,6 @@ class Trainer:
 
 _APART = 1_000_003
 """Between the seeds of two ranks, whose dropout must differ."""
-
-
-def _of_rank(name: str) -> str:
-    return name if parallel.first() else f"{name}.{parallel.rank()}"
 
 
 def fingerprint(pairs: Sequence[TokenPair]) -> str:

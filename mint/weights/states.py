@@ -95,6 +95,23 @@ def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     parallel.load_parts(folder, tensors)
 
 
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of this rank's generators, by names that no other rank has."""
+    states = {f"random.cpu.{parallel.rank()}": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[f"random.cuda.{parallel.rank()}"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def take_up_random_states(states: Mapping[str, Tensor], device: torch.device, source: Path) -> None:
+    """Put the generators where they were."""
+    for name, state in states.items():
+        try:
+            torch.cuda.set_rng_state(state, device) if ".cuda." in name else torch.set_rng_state(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{source}: {name} is no state of a generator ({error}); start a new run") from error
+
+
 Piece = tuple[TensorInfo, tuple[int, ...]]
 """A part of a tensor as a file holds it, and at which row (and column) of the whole it begins."""
 
