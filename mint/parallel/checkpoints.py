@@ -8,6 +8,7 @@ in pickles who writes what; nothing of that comes from a file.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,25 +35,30 @@ Write = Callable[[dict[str, Tensor], dict[str, str]], None]
 def save_parts(tensors: Mapping[str, Tensor], write: Write) -> None:
     """Have each rank write what it alone holds, or is to write of what several hold; every rank must ask. Ends on all
     ranks when all have written, or with the error of one."""
-    with _errors_as_they_were(), together():
+    with _quietly(), together():
         save(dict(tensors), storage_writer=_Writer(write), no_dist=size() == 1)
 
 
 def load_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fill tensors, or this rank's parts of them, with what lies in a folder, however many ranks wrote it."""
-    with _errors_as_they_were():
+    with _quietly():
         load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 @contextmanager
-def _errors_as_they_were() -> Iterator[None]:
-    """An error comes out as it was raised, on this rank or on another. And one process is no reason for a warning."""
+def _quietly() -> Iterator[None]:
+    """No two lines of a log for each tensor, no warning that one process is alone; an error comes out as it was raised, on
+    this rank or on another."""
+    level = logging.root.manager.disable
+    logging.disable()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             yield
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
+    finally:
+        logging.disable(level)
 
 
 class _Writer(StorageWriter):
