@@ -224,8 +224,12 @@ def test_a_decoder_that_ranks_hold_together_answers_as_one(
     models: dict[bool, Path], pairs: Path, tmp_path: Path, tied: bool
 ) -> None:
     """In every mode: exact ranks, lists and free text, with an adapter, of the head too; tensor parallel on twice two ranks,
-    and by FSDP2 with cases of their own, of which some have more than others."""
-    parallel_of = {"split": (4, {"tensor_parallel": 2}), "shard": (3, {"shard": True})}
+    by FSDP2 with cases of their own, of which some have more than others, and both ways at once."""
+    parallel_of = {
+        "split": (4, {"tensor_parallel": 2}),
+        "shard": (3, {"shard": True}),
+        "both": (4, {"shard": True, "tensor_parallel": 2}),
+    }
     trained(models[tied], pairs, tmp_path / "run", lr=0.02, targets=("all-linear", "lm_head"))
     words = models[tied], tmp_path / "run/adapter"
     on_ranks(1, asked, *words, tmp_path / "one.json", {})
