@@ -118,7 +118,7 @@ def trainer_on_meta(model: Path, out: Path, **changes: Any) -> Trainer:
     made = trainer_of(model, out, 4, **changes)
     trainer = Trainer(on_meta(made.decoder), made.settings, out, made.pairs)
     trainer.behind = 1
-    trainer.reference = {pair.id: torch.zeros(2) for pair in trainer.pairs}
+    trainer.reference = torch.zeros(len(trainer.pairs), 2)
     trainer.decoder.network.train()
     return trainer
 

@@ -68,7 +68,7 @@ class Trainer:
     adapter_config: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     best: float = math.inf
-    reference: dict[str, Tensor] = field(default_factory=dict)
+    reference: Tensor | None = None  # (pairs, 2), the reference's log-probabilities; rows as in `place`
     asked: Callable[[], bool] = lambda: False  # whether this process was asked to stop
     stopping: bool = False  # whether any rank was
     read_at: float = 0.0  # when the numbers of a step were last read
@@ -86,6 +86,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=on_gpu or None
         )
+        self.place = {pair.id: at for at, pair in enumerate((*self.pairs, *self.held_out))}
         self.total = total_steps(len(self.pairs), self.settings)
         self.fingerprint = ""
 
@@ -95,7 +96,7 @@ class Trainer:
         A run that is asked to stop ends its step, saves and raises `Stopped`, on all ranks after the same step.
         """
         torch.manual_seed(self.settings.seed + _APART * parallel.share())
-        self.fingerprint = fingerprint(self.everything())
+        self.fingerprint = fingerprint([*self.pairs, *self.held_out])
         state = parallel.from_first(runs.read_state(self.folder) if resume and parallel.first() else None)
         if state is not None:
             self.load(state)
@@ -232,27 +233,25 @@ class Trainer:
 
     def held(self, group: Sequence[TokenPair]) -> Tensor | None:
         """The reference's log-probabilities of these pairs: (b, 2)."""
-        if not OBJECTIVES[self.settings.objective].reference:
+        if self.reference is None:
             return None
-        return sent(torch.stack([self.reference[pair.id] for pair in group]), self.decoder.device)
+        return sent(self.reference[[self.place[pair.id] for pair in group]], self.decoder.device)
 
     def remember_reference(self) -> None:
         """Summed log-probabilities of all answers with the adapter off, once for the whole run."""
-        if not OBJECTIVES[self.settings.objective].reference or self.reference:
+        if not OBJECTIVES[self.settings.objective].reference or self.reference is not None:
             return
-        everything = self.everything()
-        place = {pair.id: at for at, pair in enumerate(everything)}
-        found = torch.zeros(len(everything), 2, dtype=torch.float64)
-        groups = self.rounds(everything)
+        found = torch.zeros(len(self.place), 2, dtype=torch.float64)
+        groups = self.rounds([*self.pairs, *self.held_out])
         with torch.no_grad(), lora.switched_off(self.decoder.network):
             for group, counted in progress(groups, "reference", len(groups), "group"):
                 sums = self.answer_sums(group) if group else torch.zeros(0, 2)
                 if counted:
-                    found[[place[pair.id] for pair in group]] = sums
+                    found[[self.place[pair.id] for pair in group]] = sums
                 if parallel.highest(self.asked())[0]:
                     raise Stopped("stopped before the first step; nothing is lost", str(self.folder))
         parallel.add_up([found])
-        self.reference = self.by_pair(found)
+        self.reference = found
 
     def answer_sums(self, group: Sequence[TokenPair]) -> Tensor:
         """Summed log-probabilities of the chosen and the rejected answer of each pair: (b, 2) on the processor."""
@@ -277,32 +276,18 @@ class Trainer:
             weight.grad = torch.zeros_like(weight)
         self.optimizer.step()  # makes the moments; they and the weights are then overwritten
         if OBJECTIVES[self.settings.objective].reference:
-            self.reference = {pair.id: torch.zeros(2, dtype=torch.float64) for pair in self.everything()}
-        tensors = self.state()
-        known = parallel.rank() < facts["ranks"]  # another rank begins with random numbers of its own
-        random = random_states(self.decoder.device) if known else {}
-        load_state(self.folder / runs.CHECKPOINT, tensors | random)
-        if self.reference:
-            self.reference = self.by_pair(tensors["reference"])
+            self.reference = torch.zeros(len(self.place), 2, dtype=torch.float64)
         torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
+        random = random_states(self.decoder.device) if parallel.rank() < facts["ranks"] else {}  # it was there before
+        load_state(self.folder / runs.CHECKPOINT, self.state() | random)
         take_up_random_states(random, self.decoder.device, self.folder / runs.CHECKPOINT)
 
     def state(self) -> dict[str, Tensor]:
-        """The trained weights, the optimiser's moments and count of steps of each, and the reference, by name."""
+        """The trained weights, the optimiser's moments and count of steps of each, and the reference; where they are."""
         tensors = dict(self.weights)
         for name, weight in self.weights.items():
             tensors |= {f"{name}.{part}": value for part, value in self.optimizer.state[weight].items()}
-        if self.reference:
-            tensors["reference"] = torch.stack([self.reference[pair.id] for pair in self.everything()])
-        return tensors
-
-    def everything(self) -> list[TokenPair]:
-        """The pairs to train on and those held out."""
-        return [*self.pairs, *self.held_out]
-
-    def by_pair(self, rows: Tensor) -> dict[str, Tensor]:
-        """A row for each pair, by the pair's name."""
-        return {pair.id: row for pair, row in zip(self.everything(), rows, strict=True)}
+        return tensors if self.reference is None else {**tensors, "reference": self.reference}
 
 
 _APART = 1_000_003

@@ -153,16 +153,23 @@ def _begin(path: Path, info: TensorInfo, told: Any) -> tuple[int, ...]:
 
 
 def _whole(folder: Path, name: str, pieces: Sequence[Piece]) -> tuple[torch.dtype, tuple[int, ...]]:
-    """What the pieces of one tensor make together: each of a grid's fields once."""
-    kinds = {(info.dtype, len(begin)) for info, begin in pieces}
-    dtype, ways = next(iter(kinds))
-    spans = [
-        sorted({(at[way], at[way] + info.shape[way]) for info, at in pieces}) for way in range(ways * (len(kinds) == 1))
-    ]
-    gapless = all([0, *(end for _, end in of)] == [*(at for at, _ in of), of[-1][1]] for of in spans)
-    fields = {begin for _, begin in pieces}
-    if len(kinds) > 1 or not gapless or not len(fields) == len(pieces) == math.prod(map(len, spans)):
+    """What the pieces of one tensor make together: a grid of which each field is there once."""
+    (first, origin), *_ = pieces
+    alike = all(info.dtype == first.dtype and len(begin) == len(origin) for info, begin in pieces)
+    spans = [_spans(pieces, way) for way in range(len(origin) if alike else 0)]
+    once = len({begin for _, begin in pieces}) == len(pieces) == math.prod(map(len, spans))
+    if not (alike and once and all(map(_gapless, spans))):
         raise CheckpointError(
             f"{folder}: the parts of {shown(name)} leave a gap or overlap; copy the folder again, or start a new run"
         )
-    return dtype, tuple(of[-1][1] for of in spans)
+    return first.dtype, tuple(of[-1][1] for of in spans)
+
+
+def _spans(pieces: Sequence[Piece], way: int) -> list[tuple[int, int]]:
+    """From where to where pieces reach along one dimension."""
+    return sorted({(begin[way], begin[way] + info.shape[way]) for info, begin in pieces})
+
+
+def _gapless(spans: Sequence[tuple[int, int]]) -> bool:
+    begins, ends = zip(*spans, strict=True)
+    return (0, *ends[:-1]) == begins
