@@ -115,6 +115,9 @@ def test_a_run_saved_by_some_ranks_is_gone_on_with_by_more_or_fewer(
     for begun, ended in ways:
         (ranks, layout), (others, other) = LAYOUTS[begun], LAYOUTS[ended]
         on_ranks(ranks, gone_on, models[True], pairs, tmp_path / begun, False, {**layout, "steps": 2})
+        parts = [path.stat().st_size for path in (tmp_path / begun / "checkpoint").glob("rank-*.safetensors")]
+        assert len(parts) == ranks
+        assert max(parts) < 1.5 * sum(parts) / ranks  # each has written its own
         settings = json.loads((tmp_path / begun / "run.json").read_text())
         settings["settings"]["steps"] = 4
         write_json(tmp_path / begun / "run.json", settings)

@@ -8,7 +8,7 @@ nothing here costs it anything.
 from __future__ import annotations
 
 from .group import check_gpus, joined
-from .messages import add_up, barrier, from_first, gathered, highest, shared_out
+from .messages import add_up, barrier, from_first, highest, shared_out
 from .parts import (
     OFFSETS,
     SHARDING,
@@ -44,7 +44,6 @@ __all__ = [
     "complete",
     "first",
     "from_first",
-    "gathered",
     "head_factor",
     "highest",
     "in_turn",
