@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from .frame import command, listed
 
 
-@command("seed", "device", "dtype", "date", "skip_bad", "reading", ranks=True)
+@command("seed", "device", "dtype", "date", "skip_bad", "reading", ranks=True, large_pages=True)
 @click.argument("cases", required=False)
 @click.option("--note", help="The note of one case.")
 @click.option("--image", help="The picture of one case, for a vision model; with --note it sees both.")
