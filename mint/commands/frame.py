@@ -20,7 +20,7 @@ from ..signals import ended_in_order
 
 Command = Callable[..., Any]
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""PyTorch's own switch for transparent huge pages, on Linux."""
+"""PyTorch's own switch for transparent huge pages on Linux, read once, before its first tensor."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -29,20 +29,16 @@ def cli() -> None:
     """Moves what a multimodal model knows into a decoder that sees one modality, by preference optimisation."""
 
 
-def command(*names: str, ranks: bool = False, large_pages: bool = False) -> Callable[[Command], click.Command]:
+def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Command]:
     """A command with the options that all have; its return value is printed, its errors become one line.
 
     `ranks`: whether several processes can share its work, as torchrun starts them; then the first one alone prints.
-    `large_pages`: whether its tensors are to lie in pages of 2 MB. A step of writing reads every weight once, so it spends
-    a sixth of its time on finding pages of 4 kB. Training would pay for it with a fifth more memory.
     """
 
     def decorate(body: Command) -> click.Command:
         @wraps(body)
         def guarded(quiet: bool, as_json: bool, traceback: bool, **words: Any) -> None:
             set_quiet(quiet)
-            if large_pages:
-                os.environ.setdefault(LARGE_PAGES, "1")  # read by torch once, before its first tensor
             with ended_in_order() if not _several() else nullcontext(), _joined() as speaks, _told(traceback, speaks):
                 if not ranks and _several():
                     raise ConfigError(f"{body.__name__}: is the work of one process; start it without torchrun")
@@ -153,6 +149,12 @@ _SHARED: dict[str, Callable[[Command], Command]] = {
     "date": click.option("--date", help="The date in the chat template, like '26 Jul 2024'; today's unless given."),
     "skip_bad": click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them on stderr."),
 }
+
+
+def ask_for_large_pages() -> None:
+    """Let tensors lie in pages of 2 MB. Each step of writing reads every weight, and spends a sixth of its time on finding
+    pages of 4 kB. Ranking gains nothing from it, and training would pay with a fifth more memory."""
+    os.environ.setdefault(LARGE_PAGES, "1")
 
 
 def _show(result: Any, as_json: bool) -> None:
