@@ -60,20 +60,19 @@ def evaluate(predictions: str, truth: str, labels: str | None, out: str | None, 
     return Measured(report, out)
 
 
-@command()
+@command("seed", "device", "dtype")
 @click.option("--out", help="JSON file of the results.")
-def bench(out: str | None) -> dict[str, Any]:
-    """Time the kernels on this machine against plain PyTorch, as ratios.
+def bench(out: str | None, **choices: Any) -> dict[str, Any]:
+    """Time the kernels and a training step on this machine against plain PyTorch, as ratios.
 
     \b
     Example:  python cli.py bench --out bench.json
     """
-    from importlib import import_module
+    from .. import bench as benches
 
-    module = import_module("mint.kernels.bench")
-    results: dict[str, Any] = module.results(out)
-    if not module.good(results):
-        raise WorkError(f"not all of the bench is right or came to its end:\n{module.table(results)}")
+    results = benches.results(out, **choices)
+    if table := benches.faults(results):
+        raise WorkError(f"not all of the bench is right or came to its end:\n{table}")
     return results
 
 

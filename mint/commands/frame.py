@@ -53,9 +53,12 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
             click.option("--traceback", is_flag=True, help="On an error, the whole traceback."),
         ):
             run = option(run)
-        for name in names:
-            run = _SHARED[name](run)
-        return cli.command(name=body.__name__.rstrip("_"))(run)
+        taken = {option.name for option in getattr(body, "__click_params__", ())}
+        for name in (*names, *(name for name in _IDLE if name not in {*names, *taken})):
+            run = (_SHARED if name in names else _IDLE)[name](run)
+        made = cli.command(name=body.__name__.rstrip("_"))(run)
+        made.params.sort(key=lambda option: not option.expose_value)  # what changes nothing comes last
+        return made
 
     return decorate
 
@@ -155,6 +158,16 @@ def ask_for_large_pages() -> None:
     """Let tensors lie in pages of 2 MB. Each step of writing reads every weight, and spends a sixth of its time on finding
     pages of 4 kB. Ranking gains nothing from it, and training would pay with a fifth more memory."""
     os.environ.setdefault(LARGE_PAGES, "1")
+
+
+_UNUSED = "Taken by every command; nothing here depends on it."
+_IDLE: dict[str, Callable[[Command], Command]] = {
+    "seed": click.option("--seed", type=int, expose_value=False, help=_UNUSED),
+    "device": click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), expose_value=False, help=_UNUSED),
+    "dtype": click.option(
+        "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), expose_value=False, help=_UNUSED
+    ),
+}
 
 
 def _show(result: Any, as_json: bool) -> None:
