@@ -19,7 +19,7 @@ from .decoders import Decoder, student
 from .decoders.vision_cache import FeatureStore
 from .encoders import Encoder, load_encoder
 from .errors import ConfigError, RecordError
-from .evaluation import measure
+from .evaluation import labels_of, lists_of_pairs, measure
 from .evaluation.predictions import read_predictions
 from .files import locked
 from .jsonlines import refuse
@@ -180,8 +180,14 @@ def evaluate(
     *,
     truth: str | Path | Iterable[Record],
     labels: str | Path | Sequence[str] | None = None,
+    pairs: str | Path | Iterable[PreferencePair] | None = None,
     **choices: Any,
 ) -> Report:
-    """Predictions against what is true of the same cases. `choices` are those of `evaluation.measure`."""
+    """Predictions against what is true of the same cases, and with `pairs` also against what a teacher prefers there.
+    `choices` are those of `evaluation.measure`."""
     answers = read_predictions(predictions) if isinstance(predictions, str | Path) else predictions
-    return measure(answers, records_of(truth, READING, None), labels=closed_set(labels), **choices)
+    known, records = closed_set(labels), list(records_of(truth, READING, None))
+    if pairs is not None:
+        preferred = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
+        choices["lists"] = lists_of_pairs(preferred, known or labels_of(records))
+    return measure(answers, records, labels=known, **choices)
