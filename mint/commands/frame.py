@@ -46,6 +46,7 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
                     words["reading"] = _reading(words)
                 _show(body(**words), as_json)
 
+        own = {option.name for option in getattr(body, "__click_params__", ())}
         run: Command = guarded
         for option in (
             click.option("--quiet", is_flag=True, help="No progress and no remarks on stderr."),
@@ -53,11 +54,10 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
             click.option("--traceback", is_flag=True, help="On an error, the whole traceback."),
         ):
             run = option(run)
-        taken = {option.name for option in getattr(body, "__click_params__", ())}
-        for name in (*names, *(name for name in _IDLE if name not in {*names, *taken})):
+        for name in (*names, *(name for name in _IDLE if name not in {*names, *own})):
             run = (_SHARED if name in names else _IDLE)[name](run)
         made = cli.command(name=body.__name__.rstrip("_"))(run)
-        made.params.sort(key=lambda option: not option.expose_value)  # what changes nothing comes last
+        made.params.sort(key=lambda option: (option.name not in own) + (not option.expose_value))  # the help's order
         return made
 
     return decorate
