@@ -217,18 +217,18 @@ def facts_of(**changes: Any) -> Callable[[Path], Any]:
     [
         (
             lambda folder: (folder / "rank-1.safetensors").unlink(),
-            "holds 1 files of tensors, saved were 2, see rank-1.",
+            "rank-1.safetensors is missing, saved were 2 files of tensors; copy",
         ),
         (
             lambda folder: (folder / "rank-0.safetensors").unlink(),
-            "holds 1 files of tensors, saved were 2, see rank-0.",
+            "rank-0.safetensors is missing, saved were 2 files",
         ),
         (
             lambda folder: (folder / "x.safetensors").touch(),
-            "holds 3 files of tensors, saved were 2, see x.safetensors",
+            "x.safetensors does not belong there, saved were 2",
         ),
-        (facts_of(ranks=3), "holds 2 files of tensors, saved were 3, see rank-2.safetensors; copy the folder again"),
-        (facts_of(ranks=10**30), "holds 2 files of tensors, saved were 1000000"),
+        (facts_of(ranks=3), "rank-2.safetensors is missing, saved were 3 files"),
+        (facts_of(ranks=10**30), "rank-2.safetensors is missing, saved were 1000000"),
         (facts_of(ranks=True), "not the state of a run, state.json is missing or broken"),
         (facts_of(ranks=0), "not the state of a run, state.json is missing or broken"),
         (lambda folder: (folder / "state.json").unlink(), "not the state of a run, state.json is missing or broken"),

@@ -120,10 +120,12 @@ def _files(folder: Path) -> list[str]:
     """The names of the files, one for each rank that saved, and none beside them."""
     ranks = (read_facts(folder) or {}).get("ranks", 0)
     found = {entry.name for entry in folder.iterdir() if entry.name.endswith(".safetensors")}
-    odd = found ^ {file_of(rank) for rank in range(min(ranks, len(found) + 1))}
-    if odd or len(found) != ranks:
-        what = f"{len(found)} files of tensors, saved were {ranks}" + (f", see {shown(min(odd))}" if odd else "")
-        raise CheckpointError(f"{folder}: holds {what}; copy the folder again, or start a new run")
+    wanted = {file_of(rank) for rank in range(min(ranks, len(found) + 1))}
+    for name in sorted(found ^ wanted):
+        what = "is missing" if name in wanted else "does not belong there"
+        raise CheckpointError(
+            f"{folder}: {shown(name)} {what}, saved were {ranks} files of tensors; copy the folder again, or start a new run"
+        )
     return sorted(found)
 
 
