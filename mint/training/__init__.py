@@ -266,7 +266,7 @@ class Trainer:
         save_state(self.folder / runs.CHECKPOINT, self.state() | random_states(self.decoder.device), facts)
 
     def load(self, facts: Mapping[str, Any]) -> None:
-        """Take up what `save` wrote, by as many ranks as there were."""
+        """Take up what `save` wrote, on however many ranks."""
         if facts["pairs"] != self.fingerprint:
             source = self.settings.pairs or "pairs"
             begun = f"{self.folder} was begun with"
@@ -277,8 +277,8 @@ class Trainer:
         self.optimizer.step()  # makes the moments; they and the weights are then overwritten
         if OBJECTIVES[self.settings.objective].reference:
             self.reference = torch.zeros(len(self.place), 2, dtype=torch.float64)
-        torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
-        random = random_states(self.decoder.device) if parallel.rank() < facts["ranks"] else {}  # it was there before
+        torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)  # for a rank that was not there
+        random = random_states(self.decoder.device) if parallel.rank() < facts["ranks"] else {}
         load_state(self.folder / runs.CHECKPOINT, self.state() | random)
         take_up_random_states(random, self.decoder.device, self.folder / runs.CHECKPOINT)
 

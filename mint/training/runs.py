@@ -1,6 +1,6 @@
 """The folder of a run: run.json, metrics.jsonl, checkpoint/, adapter/. What is in it survives any kill.
 
-The checkpoint is a folder that is replaced by a rename: either the old state is there or the new one, whole.
+The checkpoint is a folder that takes the place of the one before: a kill leaves one of the two, whole.
 """
 
 from __future__ import annotations
