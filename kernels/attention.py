@@ -256,7 +256,7 @@ class TreeAttention(torch.autograd.Function):
     @staticmethod
     @on_its_device
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        q, k, v = (_packed(x) for x in (q, k, v))
+        q, k, v = (heads_together(x) for x in (q, k, v))
         T, H, d = q.shape
         out, totals = q.new_empty(T, H, d), q.new_empty(H, T, dtype=torch.float32)
         launch = _launch(q)
@@ -290,7 +290,7 @@ class TreeAttention(torch.autograd.Function):
         return d_q, d_k, d_v, None
 
 
-def _packed(x: Tensor) -> Tensor:
+def heads_together(x: Tensor) -> Tensor:
     """(T, heads, d) with the heads side by side; the rows may lie apart, as in a slice of one product of all three."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 

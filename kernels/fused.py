@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .attention import heads_together
 from .places import on_its_device
 from .reference import _exact
 
@@ -91,11 +92,13 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _gate_kernel(gates, up, out, count, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    g, u = _wide(tl.load(gates + at, mask=inside)), _wide(tl.load(up + at, mask=inside))
-    tl.store(out + at, (g * _sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
+def _gate_kernel(gates, up, out, gates_stride, up_stride, F, BLOCK: tl.constexpr):
+    """A piece of a row; rows of gates and up may lie apart."""
+    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < F
+    g = _wide(tl.load(gates + row * gates_stride + at, mask=inside))
+    u = _wide(tl.load(up + row * up_stride + at, mask=inside))
+    tl.store(out + row * F + at, (g * _sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -110,12 +113,14 @@ def _gate_back_kernel(grad, gates, up, d_gates, d_up, count, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _turn_kernel(x, cos, sin, out, pairs, HALF: tl.constexpr, WAY: tl.constexpr, BLOCK: tl.constexpr):
+def _turn_kernel(x, cos, sin, out, stride, pairs, HALF: tl.constexpr, WAY: tl.constexpr, BLOCK: tl.constexpr):
     """Some pairs (left, right) of a token: pair i of its H d / 2 is number i % HALF of head i // HALF."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside, within = at < pairs, at % HALF
-    left = token * 2 * pairs + at // HALF * 2 * HALF + within
+    left = at // HALF * 2 * HALF + within
+    x += token * stride
+    out += token * 2 * pairs
     c = _wide(tl.load(cos + token * HALF + within, mask=inside))
     s = _wide(tl.load(sin + token * HALF + within, mask=inside)) * WAY
     one, other = _wide(tl.load(x + left, mask=inside)), _wide(tl.load(x + left + HALF, mask=inside))
@@ -155,9 +160,9 @@ def normalise_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, besid
 
 @on_its_device
 def gate(gates: Tensor, up: Tensor) -> Tensor:
-    gates, up = gates.contiguous(), up.contiguous()
-    out = torch.empty_like(gates)
-    _gate_kernel[(triton.cdiv(out.numel(), PIECE),)](gates, up, out, out.numel(), BLOCK=PIECE)
+    gates, up = (x if x.stride(1) == 1 else x.contiguous() for x in (gates, up))
+    (rows, width), out = gates.shape, gates.new_empty(gates.shape)
+    _gate_kernel[(rows, triton.cdiv(width, PIECE))](gates, up, out, gates.stride(0), up.stride(0), width, BLOCK=PIECE)
     return out
 
 
@@ -172,9 +177,9 @@ def gate_back(grad: Tensor, gates: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 @on_its_device
 def turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
-    x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, out = heads_together(x), x.new_empty(x.shape)
     pairs, half = x[0].numel() // 2 if len(x) else 0, x.shape[2] // 2
     size = min(triton.next_power_of_2(max(pairs, 1)), PIECE)
     grid = (len(x), triton.cdiv(pairs, size))
-    _turn_kernel[grid](x, cos.contiguous(), sin.contiguous(), out, pairs, HALF=half, WAY=way, BLOCK=size)
+    _turn_kernel[grid](x, cos.contiguous(), sin.contiguous(), out, x.stride(0), pairs, HALF=half, WAY=way, BLOCK=size)
     return out

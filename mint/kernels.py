@@ -166,11 +166,14 @@ def branch_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
     return out
 
 
-def step_attention(q: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: Tensor) -> Tensor:
+def step_attention(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: Tensor
+) -> Tensor:
     """Attention of one new token of each row to the columns first..now of its cache; no gradient.
 
-    q (B, H, d), keys and values (B, K, S, d), first (B,) and now (1,), which may change between two replays of a CUDA
-    graph -> (B, H, d).
+    q (B, H, d) and k (B, K, d) are turned here, by cos and sin (B, 1, d / 2); k and v (B, K, d) are written into column
+    `now` of keys and values (B, K, S, d), in place. first (B,) and now (1,) lie on the device, and may change between
+    two replays of a CUDA graph -> (B, H, d).
     """
-    out: Tensor = _backend(q, "step").step_attention(q, keys, values, first, now)
+    out: Tensor = _backend(q, "step").step_attention(q, k, v, cos, sin, keys, values, first, now)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def arriving(numbers: Tensor) -> Callable[[], list[float]]:
+def arriving(numbers: Tensor) -> Callable[[], list[Any]]:
     """Starts a copy of some numbers to the processor. What is returned gives them: it waits for that copy alone, and not for
     what the device was told to do after it."""
     here = numbers.to("cpu", non_blocking=True)
@@ -26,9 +27,9 @@ def arriving(numbers: Tensor) -> Callable[[], list[float]]:
     there = torch.cuda.Event()
     there.record(torch.cuda.current_stream(numbers.device))
 
-    def values() -> list[float]:
+    def values() -> list[Any]:
         there.synchronize()
-        out: list[float] = here.tolist()
+        out: list[Any] = here.tolist()
         return out
 
     return values

@@ -139,17 +139,18 @@ def betweens() -> None:
             between.rotate(x, angles, angles, fused).sum().backward()
         gates, up = (meta(8192, 8192, dtype=dtype).requires_grad_() for _ in range(2))
         between.swiglu(gates, up, fused).sum().backward()
+        fused.gate(*meta(4, 2 * 8192, dtype=dtype).split(8192, dim=1))
 
 
 def steps() -> None:
     """A step of Llama 3.2 3B and 1B, and one whose heads are no power of two."""
     for d, heads, groups in ((128, 24, 8), (64, 32, 8), (80, 16, 16)):
         for dtype in (torch.bfloat16, torch.float32):
-            cache, places = (
-                meta(4, groups, 560, d, dtype=dtype),
-                (meta(4, dtype=torch.int64), meta(1, dtype=torch.int64)),
-            )
-            step.step_attention(meta(4, heads, d, dtype=dtype), cache, cache, *places)
+            cache, angles = meta(4, groups, 560, d, dtype=dtype), meta(4, 1, d // 2, dtype=dtype)
+            places = meta(4, dtype=torch.int64), meta(1, dtype=torch.int64)
+            together = meta(4, (heads + 2 * groups) * d, dtype=dtype).unflatten(1, (-1, d))
+            qkv = together.split([heads, groups, groups], dim=1)
+            step.step_attention(*qkv, angles, angles, cache, cache, *places)
 
 
 CASES: tuple[Callable[[], None], ...] = (walks, ratios, attentions, betweens, steps)

@@ -24,7 +24,7 @@ from truth_of_kernels import (
 )
 
 from mint import kernels
-from mint.kernels import attention, exact, logprob, odds, reference
+from mint.kernels import attention, exact, logprob, odds, reference, step
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 3e-2}
 
@@ -225,7 +225,7 @@ def test_tree_attention_takes_every_head_width_and_group(d, heads, groups, dtype
 def test_heads_that_lie_in_one_product_of_q_k_and_v_need_no_copy():
     together, end = torch.randn(67, 4 * 16), torch.tensor(pair(20, 30, 17))
     q, k, v = (x.unflatten(1, (-1, 16)) for x in together.split([32, 16, 16], dim=1))
-    assert attention._packed(q) is q
+    assert attention.heads_together(q) is q
     torch.testing.assert_close(kernel_attention(q, k, v, end), true_attention(q, k, v, end), rtol=1e-4, atol=1e-5)
 
 
@@ -251,21 +251,32 @@ def test_the_layout_skips_the_blocks_between_branches():
     assert causal.of_keys.some.sum() - layout.of_keys.some.sum() == blocks
 
 
+def step_gap(heads, groups, d, dtype):
+    """How far a step and what it writes into the cache are from the twin in float64: rows that begin in the first, the
+    second and the last part of the columns, q, k and v out of one product; what no row sees is not a number."""
+    draw, columns = torch.Generator().manual_seed(0), 300
+    together, cos, sin, keys, values = (
+        torch.randn(*shape, generator=draw).to(dtype)
+        for shape in ((3, heads + 2 * groups, d), *2 * ((3, 1, d // 2),), *2 * ((3, groups, columns, d),))
+    )
+    first, column, gaps = torch.tensor([0, 133, 270]), torch.arange(columns), []
+    for now in (torch.tensor([270]), torch.tensor([299])):
+        unseen = (column < first[:, None]) | (column >= now)
+        cache = [held.masked_fill(unseen[:, None, :, None], float("nan")) for held in (keys, values)]
+        true = [held.masked_fill(unseen[:, None, :, None], 0.0).double() for held in (keys, values)]
+        given = [*together.split([heads, groups, groups], dim=1), cos, sin]
+        found = kernels.step_attention(*given, *cache, first, now)
+        wanted = reference.step_attention(*(x.double() for x in given), *true, first, now)
+        new = [(held[:, :, int(now)], one[:, :, int(now)]) for held, one in zip(cache, true, strict=True)]
+        assert all(torch.equal(held.isnan().any(-1)[:, 0], unseen & (column != now)) for held in cache)
+        gaps += [((one.double() - two).norm() / two.norm()).item() for one, two in ((found, wanted), *new)]
+    return max(gaps)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("heads", "groups", "d"), [(6, 2, 16), (3, 3, 10), (4, 1, 32)])
-def test_a_step_on_a_cache_equals_its_twin(heads, groups, d, dtype):
-    """Rows that begin in the first, the second and the last part of the columns; what no row sees is not a number."""
-    draw = torch.Generator().manual_seed(0)
-    q, keys, values = (torch.randn(*shape, generator=draw) for shape in ((3, heads, d), *2 * ((3, groups, 300, d),)))
-    first, now = torch.tensor([0, 133, 270]), torch.tensor([270])
-    wanted = reference.step_attention(q.double(), keys.double(), values.double(), first, now)
-    column = torch.arange(300)
-    unseen = (column < first[:, None]) | (column > now)
-    for cache in (keys, values):
-        cache.masked_fill_(unseen[:, None, :, None], float("nan"))
-    found = kernels.step_attention(*(x.to(dtype) for x in (q, keys, values)), first, now)
-    limit = 2e-6 if dtype == torch.float32 else 2e-3
-    assert ((found.double() - wanted).norm() / wanted.norm()).item() < limit
+def test_a_step_on_a_cache_and_what_it_writes_equal_its_twin(heads, groups, d, dtype):
+    assert step_gap(heads, groups, d, dtype) < {torch.float32: 2e-6, torch.float16: 2e-3}[dtype]
 
 
 @triton.jit
@@ -282,6 +293,11 @@ def _faulty_one_minus_exp(y):
 @triton.jit
 def _faulty_seen(queries, keys, ends):
     return (keys <= queries) & (ends > 0)
+
+
+@triton.jit
+def _faulty_turned(x, at, inside, cos, sin, d: tl.constexpr):  # noqa: ARG001
+    return tl.load(x + at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -304,9 +320,11 @@ def test_a_fault_in_a_kernel_of_log_p_fails_the_comparison(monkeypatch, name, fa
         test_levels_that_rise_from_tile_to_tile_scale_the_sums(True)
 
 
-def test_a_fault_in_the_mask_or_in_the_odds_fails_the_comparison(monkeypatch):
+def test_a_fault_in_the_mask_the_turning_or_the_odds_fails_the_comparison(monkeypatch):
     monkeypatch.setattr(attention, "_seen", _faulty_seen)
     assert compared(ENDS["pair"], 16) > 1e-2
+    monkeypatch.setattr(step, "_turned", _faulty_turned)
+    assert step_gap(6, 2, 16, torch.float32) > 1e-2
     monkeypatch.setattr(odds, "_log_odds", _faulty_log_odds)
     with pytest.raises(AssertionError):
         test_the_odds_kernel_equals_its_twin_from_zero_to_minus_ten_thousand(torch.float32)

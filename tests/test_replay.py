@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mint.decoders import Decoder, generation, load_decoder, replay
 from mint.decoders.cache import FixedCache
 from mint.decoders.generation import Sampling
+from mint.decoders.packing import packed
 
 VOCABULARY = 320
 
@@ -37,6 +38,9 @@ def without_graph(read: Callable[[], Tensor], advance: Callable[[], None], _: to
 
 @pytest.fixture
 def replaying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU: weights that lie together, and a graph's steps."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(generation, "packed", lambda network, rows, count, _: packed(network, rows, count, gpu))
     monkeypatch.setattr(generation, "worth_replaying", lambda *_: True)
     monkeypatch.setattr(replay, "captured", without_graph)
 
@@ -121,8 +125,8 @@ def test_a_step_is_the_same_operations_on_the_same_memory_and_waits_for_nothing(
         network(held.line.ids, held.line.position, held.prefill)
         tokens = torch.tensor([3, 4])
         while True:
-            with Written() as written:
-                network.lm_head(network(tokens, held.position, held.step))
+            with packed(network, 2, 20, torch.device("cuda")), Written() as written:
+                network.lm_head(network(tokens, held.position, held.stepping))
                 held.advance()
             yield written.lines
 
@@ -134,6 +138,26 @@ def test_a_step_is_the_same_operations_on_the_same_memory_and_waits_for_nothing(
     names = {line[0] for line in first}
     assert not [name for name in names if any(word in name for word in ("_local_scalar", "nonzero", "unique", "lift"))]
     assert any("index_copy_" in name for name in names)
+    layers = len(decoder.network.model.layers)
+    products = [line[0] for line in first if any(word in line[0] for word in ("linear", "mm.", "addmm_"))]
+    assert len(products) == 4 * layers + 1
+    assert sum("addmm_" in name for name in products) == layers
+
+
+def test_the_next_step_is_under_way_while_the_tokens_of_one_are_looked_at(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    order: list[str] = []
+
+    def arriving(tokens: Tensor) -> Callable[[], list[Any]]:
+        return lambda: (order.append("read"), tokens.tolist())[1]
+
+    request.getfixturevalue("replaying")
+    real = replay.Replay.__call__
+    monkeypatch.setattr(generation, "arriving", arriving)
+    monkeypatch.setattr(replay.Replay, "__call__", lambda *given: (order.append("step"), real(*given))[1])
+    assert len(generation.generate(decoder.network, prompts_of(9), 20, Sampling(), (), decoder.device)[0]) == 20
+    assert order == [*["step", "read"] * 19, "read"]
 
 
 def test_graphs_are_for_long_texts_of_a_bare_network_on_a_gpu(decoder: Decoder) -> None:
