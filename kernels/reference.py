@@ -150,8 +150,8 @@ class Walk:
         if tile is not None:
             if tile < 1:
                 raise ValueError(f"tile is {tile}: give at least one column")
-            return min(tile, vocabulary)
-        return min(max(cls.elements // max(rows, 1) // 64 * 64, 256), vocabulary)
+            return min(tile, max(vocabulary, 1))
+        return min(max(cls.elements // max(rows, 1) // 64 * 64, 256), max(vocabulary, 1))
 
     @classmethod
     def over(
@@ -188,6 +188,10 @@ class Walk:
             if d_up is not None and low is not None:
                 d_up[columns] = d_logits.T @ low
         return d_weight, d_bias, d_up
+
+
+WALK = Walk
+"""What walks on the device of this module; logprob.py has another."""
 
 
 def slices(length: int, width: int) -> Iterator[slice]:

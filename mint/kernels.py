@@ -117,13 +117,23 @@ def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> T
 def part_walk(
     hidden: Tensor, head: Tensor, labels: Tensor, wanted: bool, low: Tensor | None = None, up: Tensor | None = None
 ) -> parts.PartWalk:
-    """What some rows of a head (v, D) know of log p(label): see `kernels.parts`; plain PyTorch on every device."""
-    return parts.part_walk(hidden, head, labels, wanted, low, up)
+    """What some rows of a head (v, D) know of log p(label): see `kernels.parts`."""
+    return parts.part_walk(hidden, head, labels, wanted, low, up, _backend(hidden, "logprob").WALK)
 
 
-def part_gradient(hidden: Tensor, head: Tensor, low: Tensor, up: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+def part_gradient(
+    hidden: Tensor,
+    head: Tensor,
+    low: Tensor,
+    up: Tensor,
+    labels: Tensor,
+    logp: Tensor,
+    label_logit: Tensor,
+    grad: Tensor,
+) -> Tensor:
     """The gradient of some rows of the adapter of a head: see `kernels.parts`."""
-    return parts.part_gradient(hidden, head, low, up, labels, *known)
+    kind = _backend(hidden, "logprob").WALK
+    return parts.part_gradient(hidden, head, low, up, labels, logp, label_logit, grad, kind)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

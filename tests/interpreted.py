@@ -6,6 +6,8 @@ kernels every bfloat16 value is cast to float32 before it is touched.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,7 @@ def ours(tile=None):
 
 def test_the_door_opens_to_the_kernels():
     assert kernels._backend(torch.zeros(1), "logprob") is logprob
+    assert logprob.WALK is logprob.KernelWalk
 
 
 @pytest.mark.parametrize("dtype", list(LIMITS))
@@ -177,6 +180,38 @@ def test_preference_terms_equal_their_twin_and_use_one_launch(monkeypatch):
     assert len(launches) == 1
     for found, plain in zip(*results, strict=True):
         torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+
+
+def met_logprob(hidden, head, labels, low, up):
+    """log p(label) and its gradients of hidden, low and up from walks over parts of the head, one of them of no rows."""
+    cuts, grad = [0, 5, 5, 33, len(head)], torch.linspace(-1, 1, len(hidden), dtype=torch.float64)
+    parts = [slice(*ends) for ends in pairwise(cuts)]
+    walks = [kernels.part_walk(hidden, head[at], labels - at.start, True, low, up[at]) for at in parts]
+    level = torch.stack([walk.level for walk in walks]).double()
+    scales = (level - level.amax(0)).exp()
+    total = sum(scale * walk.total for scale, walk in zip(scales, walks, strict=True))
+    label_logit = sum(walk.label_logit for walk in walks)
+    margin = label_logit - level.amax(0) - total.log()
+    logp, unsure = F.logsigmoid(margin), torch.sigmoid(-margin)
+    ways = [
+        (
+            own[labels]
+            - sum(scale[:, None] * walk[at] for scale, walk in zip(scales, walks, strict=True)) / total[:, None]
+        )
+        * (unsure * grad)[:, None]
+        for at, own in ((3, head), (4, up))
+    ]
+    known = logp.to(label_logit), label_logit, grad.to(label_logit)
+    d_up = [kernels.part_gradient(hidden, head[at], low, up[at], labels - at.start, *known) for at in parts]
+    return {"logp": logp, "hidden": ways[0], "low": ways[1], "up": torch.cat(d_up)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_parts_of_a_head_together_know_what_the_whole_head_knows(dtype):
+    a, weights = arguments(11, 9, 60, r=3, dtype=dtype), torch.linspace(-1, 1, 11, dtype=torch.float64)
+    truth = with_gradients(true_logprob, a, weights, torch.float64)
+    found = met_logprob(**a)
+    assert worst(found, {name: truth[name] for name in found}) < LIMITS[dtype]
 
 
 ENDS = {
