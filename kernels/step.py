@@ -5,7 +5,8 @@ Shapes: B rows, H heads, K key-value heads, G = H / K, d head width, S columns, 
 A few queries on many columns would keep few programs busy, so the columns are cut into parts of SPAN that are attended to
 side by side; a second launch puts them together. Each part knows its sum of exponentials and their largest exponent, in
 base 2 as in attention.py. Which columns a row sees, from its first to the one that is written now, lies on the device: a
-part that has none of them ends at once, so one CUDA graph serves all steps.
+part that has none of them ends at once, so one CUDA graph serves all steps. How many columns and parts there are is not
+compiled in, so one program serves all texts.
 
 Every part turns its queries itself. The part in which the new column lies turns the new key too, writes key and value into
 the cache and begins its sums with them, so no program reads what another one writes.
@@ -33,7 +34,7 @@ def _turned(x, at, inside, cos, sin, d: tl.constexpr):
     return (own.to(tl.float32) * cos + other * tl.where(at < d // 2, -sin, sin)).to(own.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "parts"])
 def _part_kernel(
     q, k, v, cos, sin, keys, values, first, now, sums, tops, totals, q_stride, k_stride, v_stride, S, K, parts, scale,
     G: tl.constexpr, d: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr,
@@ -79,20 +80,25 @@ def _part_kernel(
     tl.store(sums + own[:, None] * d + at[None, :], acc, mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _whole_kernel(
-    sums, tops, totals, out, parts, G: tl.constexpr, d: tl.constexpr, WIDTH: tl.constexpr
+    sums, tops, totals, out, parts, G: tl.constexpr, d: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr
 ):  # fmt: skip
-    """The parts of one head of one row, put together."""
+    """The parts of one head of one row, put together, SIDE of them at a time."""
     head, at = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    own = head // G * parts * G + head % G
+    first = head // G * parts * G + head % G
     top, total, acc = -1e30, 0.0, tl.zeros([WIDTH], tl.float32)
-    for part in range(parts):
-        its_top = tl.load(tops + own + part * G)
-        risen = tl.maximum(top, its_top)
-        before, share = tl.exp2(top - risen), tl.exp2(its_top - risen)
-        total = total * before + tl.load(totals + own + part * G) * share
-        acc = acc * before + tl.load(sums + (own + part * G) * d + at, mask=at < d, other=0.0) * share
+    for start in range(0, parts, SIDE):
+        part = start + tl.arange(0, SIDE)
+        own = first + part * G
+        its_tops = tl.load(tops + own, mask=part < parts, other=-1e30)
+        risen = tl.maximum(top, tl.max(its_tops))
+        before, shares = tl.exp2(top - risen), tl.exp2(its_tops - risen)
+        its_totals = tl.load(totals + own, mask=part < parts, other=0.0)
+        inside = (part[:, None] < parts) & (at[None, :] < d)
+        its_sums = tl.load(sums + own[:, None] * d + at[None, :], mask=inside, other=0.0)
+        total = total * before + tl.sum(its_totals * shares)
+        acc = acc * before + tl.sum(its_sums * shares[:, None], 0)
         top = risen
     tl.store(out + head * d + at, (acc / total).to(out.dtype.element_ty), mask=at < d)
 
@@ -119,5 +125,5 @@ def step_attention(
         ROWS=max(triton.next_power_of_2(H // K), 16), WIDTH=width, SPAN=SPAN, STEP=32 if precise else 64,
         PRECISION="tf32x3" if precise else "tf32", num_warps=4, num_stages=2,
     )  # fmt: skip
-    _whole_kernel[(B * H,)](sums, tops, totals, out, parts, G=H // K, d=d, WIDTH=width, num_warps=2)
+    _whole_kernel[(B * H,)](sums, tops, totals, out, parts, G=H // K, d=d, WIDTH=width, SIDE=8, num_warps=2)
     return out

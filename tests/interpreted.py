@@ -257,6 +257,16 @@ def test_tree_attention_takes_every_head_width_and_group(d, heads, groups, dtype
     )
 
 
+def test_attention_depends_on_nothing_that_was_never_written():
+    """Memory that is handed out holds numbers that are none."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        assert all(compared(torch.full((tokens,), tokens), 80, 2, 1) < 1e-5 for tokens in (1, 17, 67, 129))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_heads_that_lie_in_one_product_of_q_k_and_v_need_no_copy():
     together, end = torch.randn(67, 4 * 16), torch.tensor(pair(20, 30, 17))
     q, k, v = (x.unflatten(1, (-1, 16)) for x in together.split([32, 16, 16], dim=1))
@@ -312,6 +322,12 @@ def step_gap(heads, groups, d, dtype):
 @pytest.mark.parametrize(("heads", "groups", "d"), [(6, 2, 16), (3, 3, 10), (4, 1, 32)])
 def test_a_step_on_a_cache_and_what_it_writes_equal_its_twin(heads, groups, d, dtype):
     assert step_gap(heads, groups, d, dtype) < {torch.float32: 2e-6, torch.float16: 2e-3}[dtype]
+
+
+@pytest.mark.parametrize("span", [16, 300])
+def test_a_step_is_cut_into_many_parts_or_one(monkeypatch, span):
+    monkeypatch.setattr(step, "SPAN", span)
+    assert step_gap(6, 2, 16, torch.float32) < 2e-6
 
 
 @triton.jit
