@@ -13,6 +13,7 @@ parameter that it was, under its name, with no second copy.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -31,6 +32,7 @@ STEPS = 16
 """A shorter text is written with the weights as they lie."""
 FLOAT32_ROWS = 4
 """Fewer rows in float32 gain nothing from it."""
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @contextmanager
@@ -56,9 +58,10 @@ def packed(network: Any, rows: int, steps: int, device: torch.device) -> Iterato
 def laid_together(weights: Sequence[Tensor]) -> Tensor:
     """A view of weights (n, D) of one width, one below the other, where they lie from now on."""
     rows, width = [len(weight) for weight in weights], weights[0].shape[1]
-    if not all(_is_next(one, other) for one, other in pairwise(weights)):
-        for weight, part in zip(weights, torch.cat(list(weights)).split(rows), strict=True):
-            weight.data = part
+    with _ONE_AT_A_TIME:  # a graph of one thread's text reads them where they lie
+        if not all(_is_next(one, other) for one, other in pairwise(weights)):
+            for weight, part in zip(weights, torch.cat(list(weights)).split(rows), strict=True):
+                weight.data = part
     return weights[0].detach().as_strided((sum(rows), width), (width, 1))
 
 
