@@ -351,6 +351,6 @@ def test_an_image_for_a_text_decoder_is_refused(folder: Callable[[str], Path]) -
 def test_float64_is_for_a_processor(folder: Callable[[str], Path]) -> None:
     checkpoint = open_checkpoint(folder(next(iter(TINY))))
     assert dtype_of("float64", torch.device("cpu"), checkpoint) == torch.float64
-    with pytest.raises(ConfigError, match="--dtype float64: .* give float32, or --device cpu"):
+    with pytest.raises(ConfigError, match=r"--dtype float64: .* give float32, or --device cpu"):
         dtype_of("float64", torch.device("cuda"), checkpoint)
     assert dtype_of("float32", torch.device("cuda"), checkpoint) == torch.float32
