@@ -102,6 +102,23 @@ def step_checks() -> Iterator[dict[str, Any]]:
         yield {"check": f"step_attention {dtype}", "error": error, "limit": limit, "right": error <= limit}
 
 
+def part_checks() -> Iterator[dict[str, Any]]:
+    """log p and its direction from two parts of a head, put together as ranks do."""
+    labels, parts = torch.randint(5003, (129,), device=DEVICE), (slice(0, 2000), slice(2000, 5003))
+    for dtype, limit in ((torch.float32, 1e-3 if GPU else 1e-4), (torch.bfloat16, 2e-2)):
+        hidden, head = normal(129, 256, dtype=dtype), normal(5003, 256, dtype=dtype, scale=0.2)
+        walks = [kernels.part_walk(hidden, head[part], labels - part.start, True) for part in parts]
+        level, total, label_logit, sums = (torch.stack([walk[at] for walk in walks]) for at in range(4))
+        shares = (level - level.amax(0)).exp()
+        shares /= (shares * total).sum(0)
+        logp = label_logit.sum(0) - torch.logsumexp(torch.cat([level + total.log(), label_logit.sum(0)[None]]), 0)
+        way = -torch.expm1(logp)[:, None] * (head[labels] - (shares[..., None] * sums).sum(0))
+        exact = hidden.double().requires_grad_()
+        true = torch.log_softmax(exact @ head.double().T, dim=1).gather(1, labels[:, None])[:, 0]
+        error = max(gap(logp, true.detach()), gap(way, torch.autograd.grad(true.sum(), exact)[0]))
+        yield {"check": f"parts of a head {dtype}", "error": error, "limit": limit, "right": error <= limit}
+
+
 def checks() -> Iterator[dict[str, Any]]:
     labels = torch.randint(5003, (129,), device=DEVICE)
     for dtype, limit in ((torch.float32, 1e-3 if GPU else 1e-4), (torch.bfloat16, 2e-2)):
@@ -123,6 +140,7 @@ def checks() -> Iterator[dict[str, Any]]:
             )
     yield from between_checks()
     yield from step_checks()
+    yield from part_checks()
     odds = -torch.logspace(-6, 3, 257, device=DEVICE)
     yield check("log_odds_ratio", kernels.log_odds_ratio, reference.log_odds_ratio, (odds, odds.flip(0)), 1e-5)
     if GPU:

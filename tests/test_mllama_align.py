@@ -17,7 +17,7 @@ from test_mllama_trees import counting, image_pair, pictures
 from torch import Tensor
 
 from mint import align, load_decoder
-from mint.decoders import Decoder, lora
+from mint.decoders import Decoder, lora, vision_cache
 from mint.decoders.merging import merge
 from mint.decoders.mllama_config import on_disk
 from mint.decoders.vision import VisionTower
@@ -261,11 +261,15 @@ def test_what_a_gpu_has_made_is_kept_once_it_is_on_the_processor(
     here[2.0] = True
     fetch(1.0)
     assert [path.stem for path in tmp_path.iterdir()] == ["2"]
+    monkeypatch.setattr(vision_cache, "AHEAD", 30)
+    here[3.0] = False
+    fetch(3.0)
+    assert [int(float(one.tensor[0, 0, 0])) for one in store.coming.values()] == [3]
     store.finish()
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["1", "2"]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["1", "2", "3"]
     assert torch.equal(fetch(1.0), first)
     assert fetch(1.0) is not first
-    assert made == [1.0, 2.0]
+    assert made == [1.0, 2.0, 3.0]
     assert not store.coming
 
 

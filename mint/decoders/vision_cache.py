@@ -21,6 +21,8 @@ from ..weights.tensorfiles import TensorReader, read_header, write_tensors
 _SUFFIX = ".safetensors"
 _TENSOR = "features"
 _HEADER = 256  # at most, in a file with one tensor
+AHEAD = 1 << 30
+"""Bytes that may be on their way; then the first of them is waited for, while the GPU has the others to make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class FeatureStore:
             self.coming[path] = Arriving(make().contiguous())
         tensor = self.coming[path].tensor
         self._keep([path for path, one in self.coming.items() if one.is_here()])
+        while sum(one.tensor.nbytes for one in self.coming.values()) > AHEAD:
+            self._keep([next(iter(self.coming))])
         return tensor
 
     def finish(self) -> None:
