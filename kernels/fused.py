@@ -17,7 +17,7 @@ from .places import on_its_device
 from .reference import _exact
 
 LARGEST = 8192
-"""Columns that one program of a norm holds; a wider row is crossed in steps."""
+"""Columns that one program of a norm holds; a wider row is crossed in steps, twice."""
 
 PIECE = 1024
 """Elements, or pairs of them, of a program that knows no rows."""
@@ -33,13 +33,14 @@ def _value(x, added, where, inside, out, exact: tl.constexpr):
 
 
 @triton.jit
-def _norm_kernel(x, added, weight, total, out, scale, D, EPS: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_kernel(x, added, weight, total, out, scale, D, EPS: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     """A row: out = (value * factor) rounded, times the weight; with `added` the value x + added goes to `total`."""
     row = tl.program_id(0).to(tl.int64)
     exact: tl.constexpr = scale.dtype.element_ty
     at = tl.arange(0, BLOCK)
     squares = tl.zeros([BLOCK], exact)
-    for start in range(0, D, BLOCK):
+    value, gain = squares, tl.load(weight + at, mask=at < D, other=0.0).to(exact)
+    for start in range(0, BLOCK if WHOLE else D, BLOCK):
         where, inside = row * D + start + at, start + at < D
         value = _value(x, added, where, inside, out, exact)
         squares += value * value
@@ -47,33 +48,41 @@ def _norm_kernel(x, added, weight, total, out, scale, D, EPS: tl.constexpr, BLOC
             tl.store(total + where, value.to(total.dtype.element_ty), mask=inside)
     factor = 1.0 / tl.sqrt(tl.sum(squares) / D + EPS)
     tl.store(scale + row, factor)
-    for start in range(0, D, BLOCK):
+    for start in range(0, BLOCK if WHOLE else D, BLOCK):
         where, inside = row * D + start + at, start + at < D
-        normal = (_value(x, added, where, inside, out, exact) * factor).to(out.dtype.element_ty).to(exact)
-        normal *= tl.load(weight + start + at, mask=inside).to(exact)
+        if not WHOLE:
+            value = _value(x, added, where, inside, out, exact)
+            gain = tl.load(weight + start + at, mask=inside, other=0.0).to(exact)
+        normal = (value * factor).to(out.dtype.element_ty).to(exact) * gain
         tl.store(out + where, normal.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _norm_back_kernel(grad, x, weight, scale, beside, out, D, BLOCK: tl.constexpr):
-    """A row: out = factor (g - normal mean(g normal)) with g = grad * weight and normal = factor x, plus `beside`."""
+def _pair(grad, x, weight, at, inside, factor, exact: tl.constexpr):
+    """normal = factor x, and g = grad * weight."""
+    normal = tl.load(x + at, mask=inside, other=0.0).to(exact) * factor
+    g = tl.load(grad + at, mask=inside, other=0.0).to(exact)
+    return normal, g * tl.load(weight + at, mask=inside, other=0.0).to(exact)
+
+
+@triton.jit
+def _norm_back_kernel(grad, x, weight, scale, beside, out, D, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """A row: out = factor (g - normal mean(g normal)), plus `beside`."""
     row = tl.program_id(0).to(tl.int64)
     factor = tl.load(scale + row)
-    exact = scale.dtype.element_ty
+    exact: tl.constexpr = scale.dtype.element_ty
     grad, x, at = grad + row * D, x + row * D, tl.arange(0, BLOCK)
     products = tl.zeros([BLOCK], exact)
-    for start in range(0, D, BLOCK):
-        inside = start + at < D
-        normal = tl.load(x + start + at, mask=inside, other=0.0).to(exact) * factor
-        g = tl.load(grad + start + at, mask=inside, other=0.0).to(exact)
-        products += g * tl.load(weight + start + at, mask=inside, other=0.0).to(exact) * normal
+    normal, g = products, products
+    for start in range(0, BLOCK if WHOLE else D, BLOCK):
+        normal, g = _pair(grad, x, weight, start + at, start + at < D, factor, exact)
+        products += g * normal
     mean = tl.sum(products) / D
-    for start in range(0, D, BLOCK):
-        inside = start + at < D
-        normal = tl.load(x + start + at, mask=inside, other=0.0).to(exact) * factor
-        g = tl.load(grad + start + at, mask=inside, other=0.0).to(exact)
-        g *= tl.load(weight + start + at, mask=inside, other=0.0).to(exact)
-        found, where = (g - normal * mean) * factor, row * D + start + at
+    for start in range(0, BLOCK if WHOLE else D, BLOCK):
+        where, inside = row * D + start + at, start + at < D
+        if not WHOLE:
+            normal, g = _pair(grad, x, weight, start + at, inside, factor, exact)
+        found = (g - normal * mean) * factor
         if beside is not None:
             found += tl.load(beside + where, mask=inside, other=0.0).to(exact)
         tl.store(out + where, found.to(out.dtype.element_ty), mask=inside)
@@ -129,9 +138,9 @@ def _turn_kernel(x, cos, sin, out, stride, pairs, HALF: tl.constexpr, WAY: tl.co
 
 
 def _block(width: int) -> dict[str, int]:
-    """BLOCK, warps and registers of a program for a row: 8 elements a thread."""
+    """BLOCK, warps and registers of a program for a row: 8 elements a thread. A row that it holds WHOLE is read once."""
     size = min(triton.next_power_of_2(width), LARGEST)
-    return {"BLOCK": size, "num_warps": min(max(size // 256, 1), 16), "maxnreg": 128}
+    return {"WHOLE": width <= size, "BLOCK": size, "num_warps": min(max(size // 256, 1), 16), "maxnreg": 128}
 
 
 @on_its_device

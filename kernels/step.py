@@ -90,13 +90,12 @@ def _whole_kernel(
     top, total, acc = -1e30, 0.0, tl.zeros([WIDTH], tl.float32)
     for start in range(0, parts, SIDE):
         part = start + tl.arange(0, SIDE)
-        own = first + part * G
+        own, inside = first + part * G, (part[:, None] < parts) & (at[None, :] < d)
         its_tops = tl.load(tops + own, mask=part < parts, other=-1e30)
+        its_totals = tl.load(totals + own, mask=part < parts, other=0.0)
+        its_sums = tl.load(sums + own[:, None] * d + at[None, :], mask=inside, other=0.0)
         risen = tl.maximum(top, tl.max(its_tops))
         before, shares = tl.exp2(top - risen), tl.exp2(its_tops - risen)
-        its_totals = tl.load(totals + own, mask=part < parts, other=0.0)
-        inside = (part[:, None] < parts) & (at[None, :] < d)
-        its_sums = tl.load(sums + own[:, None] * d + at[None, :], mask=inside, other=0.0)
         total = total * before + tl.sum(its_totals * shares)
         acc = acc * before + tl.sum(its_sums * shares[:, None], 0)
         top = risen

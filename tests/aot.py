@@ -131,9 +131,9 @@ def attentions() -> None:
 
 
 def betweens() -> None:
-    """Norms of Llama 3.2's widths, of a head alone and of Llama 3.1 405B; rotation of its heads; SwiGLU."""
+    """Norms of Llama 3.2's widths, of a head alone and of Llama 3.1 70B and 405B; rotation of its heads; SwiGLU."""
     for dtype in (torch.bfloat16, torch.float32):
-        for n, width in ((8192, 3072), (8192, 128), (1024, 16384)):
+        for n, width in ((8192, 3072), (8192, 128), (1024, 8192), (1024, 16384)):
             x, weight = meta(n, width, dtype=dtype).requires_grad_(), meta(width, dtype=dtype)
             between.rms_norm(x, weight, 1e-5, fused).sum().backward()
             sum(part.sum() for part in between.add_rms_norm(x, x, weight, 1e-5, fused)).backward()

@@ -2,7 +2,7 @@
 
 What meets them is far smaller. Where ranks compute on tokens of their own (FSDP) those go round, and each rank looks at
 them through its own rows; where they compute on the same tokens (tensor parallel) each looks at once. No GPU is waited for:
-how many rows come from whom the processors tell each other, and what a rank has not is multiplied by zero, not left out.
+how many rows come from whom the processors tell each other, and what a rank has not is zero there, not left out.
 Shapes: n tokens of a rank, D width, V vocabulary, v rows of it on a rank.
 """
 
