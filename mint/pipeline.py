@@ -117,6 +117,8 @@ def align(
                 write_pairs(settings.pairs, source)
             runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
         Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
+        if decoder.eyes is not None and decoder.eyes.store is not None:
+            decoder.eyes.store.finish()
     last = runs.read_metrics(folder / "metrics.jsonl")[-1]
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
 

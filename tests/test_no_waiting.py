@@ -91,6 +91,17 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+class Coming:
+    """Features on their way to the processor, which does not see them come."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.is_meta
+        self.tensor = tensor
+
+    def is_here(self) -> bool:
+        return False
+
+
 @contextmanager
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Watch what runs within; how many numbers are sent to the processor, to be read later."""
@@ -101,6 +112,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return lambda: [1.0] * len(numbers)
 
     monkeypatch.setattr("mint.training.arriving", arriving)
+    monkeypatch.setattr("mint.decoders.vision_cache.Arriving", Coming)
     with ExitStack() as stack:
         for mode in (Made(), Operations()):
             stack.enter_context(mode)
@@ -144,26 +156,45 @@ def test_a_step_on_text_waits_for_nothing(
     assert {"_norm_kernel", "_norm_back_kernel", "_turn_kernel", "_gate_kernel", "_gate_back_kernel"} <= {*launched}
 
 
-@pytest.mark.parametrize("targets", [FROZEN, "all-linear"])
-def test_a_step_on_pictures_waits_for_nothing(
-    tmp_path: Path, pictures: list[str], launched: list[str], monkeypatch: pytest.MonkeyPatch, targets: Any
-) -> None:
-    """The tower trained, or frozen and remembered from the epoch before."""
+def trainer_on_pictures(tmp_path: Path, pictures: list[str], targets: Any, epoch: int) -> Trainer:
+    """On the device, with all that is read once in a run known, and on disk what the epochs before have left there."""
     decoder = load_decoder(write_mllama(tmp_path, seed=2, std=0.1), dtype="float32", device="cpu")
     lora.attach(decoder.network, targets, rank=4, alpha=8.0)
     assert decoder.eyes is not None
     settings = run_settings(batch_size=3, targets=targets)
     pairs = token_pairs([image_pair(f"p{n}", one) for n, one in enumerate(pictures)], decoder.tokenizer, settings)
     decoder.eyes.store = FeatureStore(tmp_path, 10**9)
-    trainer = Trainer(decoder, settings, tmp_path, pairs)
-    if targets == FROZEN:
-        trainer.launch()  # the first epoch
+    assert decoder.eyes.fingerprint
+    if epoch:
+        Trainer(decoder, settings, tmp_path, pairs).launch()
     trainer = Trainer(on_meta(decoder), settings, tmp_path, pairs)
     decoder.network.train()
+    return trainer
+
+
+@pytest.mark.parametrize(("targets", "epoch"), [(FROZEN, 0), (FROZEN, 1), ("all-linear", 0)])
+def test_a_step_on_pictures_waits_for_nothing(
+    tmp_path: Path, pictures: list[str], launched: list[str], monkeypatch: pytest.MonkeyPatch, targets: Any, epoch: int
+) -> None:
+    """The tower trained, or frozen, in the first epoch and where its features are on disk."""
+    trainer = trainer_on_pictures(tmp_path, pictures, targets, epoch)
     with watched(monkeypatch) as sent:
         trainer.launch()
-    assert sent == [11]
+        trainer.launch()
+    assert sent == [11, 11]
     assert "_fold_kernel" in launched
+    made = targets == FROZEN and not epoch
+    assert len(trainer.decoder.eyes.store.coming) == made * len(pictures)
+
+
+@pytest.mark.usefixtures("launched")
+def test_features_that_are_waited_for_would_show(
+    tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_on_pictures(tmp_path, pictures, FROZEN, 0)
+    monkeypatch.setattr(FeatureStore, "_made", lambda _self, _path, make: make().cpu())
+    with watched(monkeypatch), pytest.raises(WaitError):
+        trainer.launch()
 
 
 def waited_for(tree: TokenTree, device: torch.device) -> TokenTree:

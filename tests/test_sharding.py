@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from interpreted_ranks import learnt
 from ranks import on_ranks
 from safetensors.torch import load_file
 from students import run_settings, text_pairs, untimed, write_pairs_file, write_student
+from test_kernels_triton import interpreter_runs, run
 
 from mint import parallel
 from mint.decoders import load_decoder, lora
@@ -91,6 +93,15 @@ def test_a_spread_decoder_learns_what_one_process_learns(models: dict[bool, Path
                 assert_alike(out / f"both {name}", tmp_path / "one" / name)
         trained(models[False], pairs, tmp_path / f"one/again{ranks}", adapter=str(out / "untied/adapter"), steps=1)
         assert_alike(out / "again", tmp_path / f"one/again{ranks}")
+
+
+@pytest.mark.skipif(not interpreter_runs(), reason="this interpreter of Triton's does not take this NumPy")
+def test_the_kernels_of_a_gpu_learn_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """In Triton's interpreter, in a process of its own."""
+    done = run("tests/interpreted_ranks.py", str(tmp_path), cache=tmp_path / "cache", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr[-4000:]
+    learnt(tmp_path, "one")
+    assert_alike(tmp_path / "two", tmp_path / "one")
 
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
