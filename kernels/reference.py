@@ -58,8 +58,7 @@ class Walk:
     """Some rows on their walk, and what happens to them between the products; logprob.py does it in kernels.
 
     `rows` walk together and more walk in turn, so that memory stays bounded for any N; `elements` are the logits looked
-    at together unless `tile` says otherwise, and `near` of them are raised together: 2 MiB in float32, which stay in a
-    processor's cache on all the way.
+    at together unless `tile` says otherwise, and `near` of them are raised together: 2 MiB in float32, for the cache.
     """
 
     rows, elements, near = 4096, 1 << 22, 1 << 19
@@ -84,8 +83,7 @@ class Walk:
         rows = ((self.labels >= first) & (self.labels < first + logits.shape[1])).nonzero()[:, 0]
         columns = self.labels[rows] - first
         self.label_logit[rows] = logits[rows, columns].to(self.level.dtype)
-        # finite: a tile that holds nothing else must not give NaN
-        logits[rows, columns] = torch.finfo(logits.dtype).min / 2
+        logits[rows, columns] = torch.finfo(logits.dtype).min / 2  # finite: a tile of nothing else must not give NaN
         level, mass = self.level.clone(), torch.empty_like(self.level)
         for near in slices(len(logits), max(self.near // logits.shape[1], 1)):
             self.raise_(logits[near], level[near], mass[near])
@@ -277,15 +275,11 @@ def check(hidden: Tensor, head: Tensor, labels: Tensor, skip: float = 0.0) -> No
     if hidden.ndim != 2 or head.ndim != 2 or labels.shape != hidden.shape[:1] or hidden.shape[1] != head.shape[1]:
         found = f"hidden {tuple(hidden.shape)}, head {tuple(head.shape)}, labels {tuple(labels.shape)}"
         raise ValueError(f"token_logprob takes hidden (N, D), head (V, D), labels (N,); found {found}")
-    if (
-        labels.device.type == "cpu"
-        and labels.numel()
-        and not 0 <= int(labels.min()) <= int(labels.max()) < head.shape[0]
-    ):
-        found = f"{int(labels.min())}..{int(labels.max())}"
-        raise ValueError(
-            f"token_logprob: labels {found} outside 0..{head.shape[0] - 1}; drop the rows that have no label"
-        )
+    if labels.device.type == "cpu" and labels.numel():
+        least, most = int(labels.min()), int(labels.max())
+        if not 0 <= least <= most < head.shape[0]:
+            found = f"labels {least}..{most} outside 0..{head.shape[0] - 1}"
+            raise ValueError(f"token_logprob: {found}; drop the rows that have no label")
 
 
 def token_logprob(
@@ -400,7 +394,5 @@ def step_attention(
     values.index_copy_(2, now, v[:, :, None])
     column = torch.arange(keys.shape[2], device=q.device)
     seen = (column >= first[:, None]) & (column <= now)
-    grouped = turn(q, cos, sin, 1).unflatten(
-        1, (keys.shape[1], -1)
-    )  # (B, K, G, d): the heads of a group are its queries
+    grouped = turn(q, cos, sin, 1).unflatten(1, (keys.shape[1], -1))  # (B, K, G, d): a group's heads are its queries
     return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None]).flatten(1, 2)

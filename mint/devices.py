@@ -67,7 +67,7 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Let a process on Linux keep the memory it frees for its next step, or hand back buffers of 4 MiB and more at once.
+    """Let a process on Linux keep the memory it frees for its next step, or hand back buffers of 8 MiB and more at once.
 
     A training step asks for the same large buffers again and again; each page that comes back from the kernel is cleared
     first, which costs a tenth of a step. But large buffers that are kept leave gaps, which count when activations are
@@ -76,8 +76,8 @@ def keep_freed_memory(keep: bool) -> None:
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
         if hasattr(library, "mallopt"):  # glibc
-            library.mallopt(_MMAP_THRESHOLD, 1 << 30 if keep else 1 << 22)
-            library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1 if keep else 1 << 22)
+            library.mallopt(_MMAP_THRESHOLD, 1 << 30 if keep else 1 << 23)
+            library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1 if keep else 1 << 23)
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of malloc.h
