@@ -6,7 +6,9 @@ Token i sees token j exactly when j <= i < end[j]. A block of keys can meet a bl
 the last query and the largest `end` in it lies behind the first query; if its last key lies before the first query and
 its smallest `end` behind the last query, it needs no mask. `tree_layout` sorts this out once for all layers: for each
 block of queries the keys to visit, the unmasked ones first, and for each block of keys the queries.
-Scores are kept in base 2, softmax(x) = 2^(x log2 e - total), and summed in float32.
+Scores are kept in base 2, softmax(x) = 2^(x log2 e - total), and summed in float32. What a program knows of each query,
+its total above all, has P >= T places, whole blocks, so that the places are loaded without a check; those past T have the
+total infinity, and so weights of 0. T is not compiled in: one program serves all trees.
 """
 
 from __future__ import annotations
@@ -113,9 +115,9 @@ def _attend(
     return top, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["visits", "T"])
 def _forward_kernel(
-    q, k, v, out, totals, end, order, full, some, q_stride, k_stride, v_stride, visits, T, H, G, scale,
+    q, k, v, out, totals, end, order, full, some, q_stride, k_stride, v_stride, visits, T, P, H, G, scale,
     d: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr,
     WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -137,17 +139,17 @@ def _forward_kernel(
     total = tl.where(rows < T, total, 1.0)
     where = out + (rows[:, None].to(tl.int64) * H + head) * d + at[None, :]
     tl.store(where, (acc / total[:, None]).to(out.dtype.element_ty), mask=(rows[:, None] < T) & (at[None, :] < d))
-    tl.store(totals + head * T + rows, top + tl.log2(total), mask=rows < T)
+    tl.store(totals + head * P + rows, tl.where(rows < T, top + tl.log2(total), float("inf")))
 
 
-@triton.jit
-def _inner_kernel(out, grad, inner, T, H, d: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """inner (H, T) = sum over d of out * grad, both (T, H, d)."""
+@triton.jit(do_not_specialize=["T"])
+def _inner_kernel(out, grad, inner, T, P, H, d: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """inner (H, P) = sum over d of out * grad, both (T, H, d)."""
     head = tl.program_id(1)
     rows, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     x = _rows(out + head * d, rows, H * d, T, at, d, True).to(tl.float32)
     y = _rows(grad + head * d, rows, H * d, T, at, d, True).to(tl.float32)
-    tl.store(inner + head * T + rows, tl.sum(x * y, 1), mask=rows < T)
+    tl.store(inner + head * P + rows, tl.sum(x * y, 1))
 
 
 @triton.jit
@@ -172,9 +174,9 @@ def _queries_backward(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["visits", "T"])
 def _backward_queries_kernel(
-    q, k, v, grad, totals, inner, d_q, end, order, full, some, q_stride, k_stride, v_stride, visits, T, H, G,
+    q, k, v, grad, totals, inner, d_q, end, order, full, some, q_stride, k_stride, v_stride, visits, T, P, H, G,
     scale, factor, d: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr,
     WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -183,8 +185,7 @@ def _backward_queries_kernel(
     rows, at = tile * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
     queries = _rows(q + head * d, rows, q_stride, T, at, d, True)
     grads = _rows(grad + head * d, rows, H * d, T, at, d, True)
-    its_total = tl.load(totals + head * T + rows, mask=rows < T, other=float("inf"))
-    its_inner = tl.load(inner + head * T + rows, mask=rows < T, other=0.0)
+    its_total, its_inner = tl.load(totals + head * P + rows), tl.load(inner + head * P + rows)
     k += head // G * d
     v += head // G * d
     block = tile // (BLOCK // TILE)
@@ -210,20 +211,20 @@ def _keys_backward(
         rows = _visited(order, index, SIDE, STEP)
         queries = _rows(q, rows, q_stride, T, at, d, True)
         x = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * scale
-        weights = tl.exp2(x - tl.load(totals + rows, mask=rows < T, other=float("inf"))[None, :])
+        weights = tl.exp2(x - tl.load(totals + rows)[None, :])
         if MASKED:
             weights = tl.where(_seen(rows[None, :], columns[:, None], ends[:, None]), weights, 0.0)
         grads = _rows(grad, rows, grad_stride, T, at, d, True)
         d_v = tl.dot(weights.to(grads.dtype), grads, d_v, input_precision=PRECISION)
         d_weights = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
-        d_x = weights * (d_weights - tl.load(inner + rows, mask=rows < T, other=0.0)[None, :])
+        d_x = weights * (d_weights - tl.load(inner + rows)[None, :])
         d_k = tl.dot(d_x.to(queries.dtype), queries, d_k, input_precision=PRECISION)
     return d_k, d_v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["visits", "T"])
 def _backward_keys_kernel(
-    q, k, v, grad, totals, inner, d_k, d_v, end, order, full, some, q_stride, k_stride, v_stride, visits, T, H, G,
+    q, k, v, grad, totals, inner, d_k, d_v, end, order, full, some, q_stride, k_stride, v_stride, visits, T, P, H, G,
     scale, factor, d: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr,
     WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -238,11 +239,11 @@ def _backward_keys_kernel(
     n_full, n_some = tl.load(full + block), tl.load(some + block)
     its_k, its_v = tl.zeros([TILE, WIDTH], tl.float32), tl.zeros([TILE, WIDTH], tl.float32)
     for one in range(head * G, head * G + G):
-        its_k, its_v = _keys_backward(keys, values, ends, columns, q + one * d, grad + one * d, totals + one * T,
-                                      inner + one * T, q_stride, H * d, order, 0, n_full, its_k, its_v, T, scale,
+        its_k, its_v = _keys_backward(keys, values, ends, columns, q + one * d, grad + one * d, totals + one * P,
+                                      inner + one * P, q_stride, H * d, order, 0, n_full, its_k, its_v, T, scale,
                                       d, SIDE, STEP, WIDTH, False, PRECISION)  # fmt: skip
-        its_k, its_v = _keys_backward(keys, values, ends, columns, q + one * d, grad + one * d, totals + one * T,
-                                      inner + one * T, q_stride, H * d, order, n_full, n_some, its_k, its_v, T, scale,
+        its_k, its_v = _keys_backward(keys, values, ends, columns, q + one * d, grad + one * d, totals + one * P,
+                                      inner + one * P, q_stride, H * d, order, n_full, n_some, its_k, its_v, T, scale,
                                       d, SIDE, STEP, WIDTH, True, PRECISION)  # fmt: skip
     where = (columns[:, None].to(tl.int64) * (H // G) + head) * d + at[None, :]
     inside = (columns[:, None] < T) & (at[None, :] < d)
@@ -256,12 +257,12 @@ class TreeAttention(torch.autograd.Function):
     @staticmethod
     @on_its_device
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        q, k, v = (_packed(x) for x in (q, k, v))
+        q, k, v = (heads_together(x) for x in (q, k, v))
         T, H, d = q.shape
-        out, totals = q.new_empty(T, H, d), q.new_empty(H, T, dtype=torch.float32)
+        out, totals = q.new_empty(T, H, d), q.new_empty(H, triton.cdiv(T, QUERIES) * QUERIES, dtype=torch.float32)
         launch = _launch(q)
-        _forward_kernel[(triton.cdiv(T, launch["TILE"]), H)](
-            q, k, v, out, totals, layout.end, *layout.of_queries, *_sizes(q, k, v, layout.of_queries),
+        _forward_kernel[(totals.shape[1] // launch["TILE"], H)](
+            q, k, v, out, totals, layout.end, *layout.of_queries, *_sizes(q, k, v, layout.of_queries, totals),
             LOG2E * d**-0.5, **launch,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, out, totals)
@@ -273,31 +274,30 @@ class TreeAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (q, k, v, out, totals), layout, grad = ctx.saved_tensors, ctx.layout, grads[0].contiguous()
         T, H, d = q.shape
-        inner = torch.empty_like(totals)
-        width = triton.next_power_of_2(d)
-        _inner_kernel[(triton.cdiv(T, 64), H)](out, grad, inner, T, H, d=d, ROWS=64, WIDTH=width)
+        inner, P = torch.empty_like(totals), totals.shape[1]
+        _inner_kernel[(P // 64, H)](out, grad, inner, T, P, H, d=d, ROWS=64, WIDTH=triton.next_power_of_2(d))
         d_q, d_k, d_v = (x.new_empty(x.shape) for x in (q, k, v))
         scales, given = (LOG2E * d**-0.5, d**-0.5), (q, k, v, grad, totals, inner)
         launch = _launch(q, backward=True)
         _backward_queries_kernel[(triton.cdiv(T, launch["TILE"]), H)](
-            *given, d_q, layout.end, *layout.of_queries, *_sizes(q, k, v, layout.of_queries), *scales,
+            *given, d_q, layout.end, *layout.of_queries, *_sizes(q, k, v, layout.of_queries, totals), *scales,
             **launch,
         )  # fmt: skip
         _backward_keys_kernel[(triton.cdiv(T, launch["TILE"]), k.shape[1])](
-            *given, d_k, d_v, layout.end, *layout.of_keys, *_sizes(q, k, v, layout.of_keys), *scales,
+            *given, d_k, d_v, layout.end, *layout.of_keys, *_sizes(q, k, v, layout.of_keys, totals), *scales,
             **launch,
         )  # fmt: skip
         return d_q, d_k, d_v, None
 
 
-def _packed(x: Tensor) -> Tensor:
+def heads_together(x: Tensor) -> Tensor:
     """(T, heads, d) with the heads side by side; the rows may lie apart, as in a slice of one product of all three."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
-def _sizes(q: Tensor, k: Tensor, v: Tensor, visits: Visits) -> tuple[int, ...]:
-    T, H, _ = q.shape
-    return q.stride(0), k.stride(0), v.stride(0), visits.order.shape[1], T, H, H // k.shape[1]
+def _sizes(q: Tensor, k: Tensor, v: Tensor, visits: Visits, totals: Tensor) -> tuple[int, ...]:
+    (T, H, _), P = q.shape, totals.shape[1]
+    return q.stride(0), k.stride(0), v.stride(0), visits.order.shape[1], T, P, H, H // k.shape[1]
 
 
 def _launch(q: Tensor, backward: bool = False) -> dict[str, Any]:

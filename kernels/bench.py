@@ -120,14 +120,6 @@ def write(path: str | Path, report: dict[str, Any]) -> None:
     beside.replace(path)
 
 
-def results(out: str | None) -> dict[str, Any]:
-    """The report of every part, written to `out` if that is given."""
-    report = run(PARTS, list(PARTS), "gpu" if GPU else "cpu", HERE)
-    if out is not None:
-        write(out, report)
-    return report
-
-
 def main(parts: Mapping[str, Part] = PARTS, command: Sequence[str] = HERE, about: str | None = __doc__) -> int:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -136,16 +128,17 @@ def main(parts: Mapping[str, Part] = PARTS, command: Sequence[str] = HERE, about
     parser.add_argument("--size", choices=("gpu", "cpu", "tiny"), default="gpu" if GPU else "cpu",
                         help="tiny: whether every line runs")  # fmt: skip
     parser.add_argument("--total", type=float, default=TOTAL, help="seconds of the whole run")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers that are worked on")
     parser.add_argument("--part", choices=[*FIRST, *parts], help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.part:
         part = {**FIRST, **parts}[words.part]
         part.load()
-        torch.manual_seed(0)
+        torch.manual_seed(words.seed)
         for line in part.lines(words.size, json.loads(sys.stdin.readline())):
             print(json.dumps(line), flush=True)
         return 0
-    report = run(parts, words.only, words.size, command, words.total)
+    report = run(parts, words.only, words.size, [*command, "--seed", str(words.seed)], words.total)
     if words.out:
         write(words.out, report)
     print(json.dumps(report) if words.json else table(report))

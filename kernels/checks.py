@@ -79,8 +79,44 @@ def between_checks() -> Iterator[dict[str, Any]]:
 
         yield check(f"swiglu {dtype}", kernels.swiglu, lambda a, b: a * torch.sigmoid(a) * b, (x, y), limit)
         yield check(f"rotate {dtype}", turned, true_turn, (heads,), limit)
-        yield check(f"rms_norm {dtype}", lambda x, w: kernels.rms_norm(x, w, 1e-5),
-                    lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * w, (x, y[0]), limit)  # fmt: skip
+        yield check(f"rms_norm {dtype}", lambda x, w: kernels.rms_norm(x, w, 1e-5), true_norm, (x, y[0]), limit)
+        yield check(f"add_rms_norm {dtype}", lambda x, y, w: torch.cat(kernels.add_rms_norm(x, y, w, 1e-5)),
+                    lambda x, y, w: torch.cat([x + y, true_norm(x + y, w)]), (x, y, y[0]), limit)  # fmt: skip
+
+
+def true_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight
+
+
+def step_checks() -> Iterator[dict[str, Any]]:
+    """A step of generation with what it writes into the cache, against the twin in float64."""
+    first, now = torch.tensor([0, 133, 270], device=DEVICE), torch.tensor([290], device=DEVICE)
+    for dtype, limit in ((torch.float32, 1e-3 if GPU else 1e-4), (torch.bfloat16, 2e-2)):
+        q, k, v = normal(3, 10, 80, dtype=dtype).split([6, 2, 2], dim=1)
+        cos, sin = normal(2, 3, 1, 40, dtype=dtype)
+        cache = normal(2, 3, 2, 300, 80, dtype=dtype)
+        exact = [x.double() for x in (q, k, v, cos, sin, *cache)]
+        found = kernels.step_attention(q, k, v, cos, sin, *cache, first, now)
+        true = reference.step_attention(*exact, first, now)
+        error = max(gap(found, true), *(gap(one, two) for one, two in zip(cache, exact[5:], strict=True)))
+        yield {"check": f"step_attention {dtype}", "error": error, "limit": limit, "right": error <= limit}
+
+
+def part_checks() -> Iterator[dict[str, Any]]:
+    """log p and its direction from two parts of a head, put together as ranks do."""
+    labels, parts = torch.randint(5003, (129,), device=DEVICE), (slice(0, 2000), slice(2000, 5003))
+    for dtype, limit in ((torch.float32, 1e-3 if GPU else 1e-4), (torch.bfloat16, 2e-2)):
+        hidden, head = normal(129, 256, dtype=dtype), normal(5003, 256, dtype=dtype, scale=0.2)
+        walks = [kernels.part_walk(hidden, head[part], labels - part.start, True) for part in parts]
+        level, total, label_logit, sums = (torch.stack([walk[at] for walk in walks]) for at in range(4))
+        shares = (level - level.amax(0)).exp()
+        shares /= (shares * total).sum(0)
+        logp = label_logit.sum(0) - torch.logsumexp(torch.cat([level + total.log(), label_logit.sum(0)[None]]), 0)
+        way = -torch.expm1(logp)[:, None] * (head[labels] - (shares[..., None] * sums).sum(0))
+        exact = hidden.double().requires_grad_()
+        true = torch.log_softmax(exact @ head.double().T, dim=1).gather(1, labels[:, None])[:, 0]
+        error = max(gap(logp, true.detach()), gap(way, torch.autograd.grad(true.sum(), exact)[0]))
+        yield {"check": f"parts of a head {dtype}", "error": error, "limit": limit, "right": error <= limit}
 
 
 def checks() -> Iterator[dict[str, Any]]:
@@ -103,6 +139,8 @@ def checks() -> Iterator[dict[str, Any]]:
                 f"tree_attention {d} {dtype}", partial(attended, end), partial(attended_plainly, end), qkv, limit
             )
     yield from between_checks()
+    yield from step_checks()
+    yield from part_checks()
     odds = -torch.logspace(-6, 3, 257, device=DEVICE)
     yield check("log_odds_ratio", kernels.log_odds_ratio, reference.log_odds_ratio, (odds, odds.flip(0)), 1e-5)
     if GPU:

@@ -12,11 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .attention import heads_together
 from .places import on_its_device
 from .reference import _exact
 
 LARGEST = 8192
-"""Columns that one program of a norm holds; a wider row is crossed in steps."""
+"""Columns that one program of a norm holds; a wider row is crossed in steps, twice."""
 
 PIECE = 1024
 """Elements, or pairs of them, of a program that knows no rows."""
@@ -32,13 +33,14 @@ def _value(x, added, where, inside, out, exact: tl.constexpr):
 
 
 @triton.jit
-def _norm_kernel(x, added, weight, total, out, scale, D, EPS: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_kernel(x, added, weight, total, out, scale, D, EPS: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     """A row: out = (value * factor) rounded, times the weight; with `added` the value x + added goes to `total`."""
     row = tl.program_id(0).to(tl.int64)
     exact: tl.constexpr = scale.dtype.element_ty
     at = tl.arange(0, BLOCK)
     squares = tl.zeros([BLOCK], exact)
-    for start in range(0, D, BLOCK):
+    value, gain = squares, tl.load(weight + at, mask=at < D, other=0.0).to(exact)
+    for start in range(0, BLOCK if WHOLE else D, BLOCK):
         where, inside = row * D + start + at, start + at < D
         value = _value(x, added, where, inside, out, exact)
         squares += value * value
@@ -46,33 +48,41 @@ def _norm_kernel(x, added, weight, total, out, scale, D, EPS: tl.constexpr, BLOC
             tl.store(total + where, value.to(total.dtype.element_ty), mask=inside)
     factor = 1.0 / tl.sqrt(tl.sum(squares) / D + EPS)
     tl.store(scale + row, factor)
-    for start in range(0, D, BLOCK):
+    for start in range(0, BLOCK if WHOLE else D, BLOCK):
         where, inside = row * D + start + at, start + at < D
-        normal = (_value(x, added, where, inside, out, exact) * factor).to(out.dtype.element_ty).to(exact)
-        normal *= tl.load(weight + start + at, mask=inside).to(exact)
+        if not WHOLE:
+            value = _value(x, added, where, inside, out, exact)
+            gain = tl.load(weight + start + at, mask=inside, other=0.0).to(exact)
+        normal = (value * factor).to(out.dtype.element_ty).to(exact) * gain
         tl.store(out + where, normal.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _norm_back_kernel(grad, x, weight, scale, beside, out, D, BLOCK: tl.constexpr):
-    """A row: out = factor (g - normal mean(g normal)) with g = grad * weight and normal = factor x, plus `beside`."""
+def _pair(grad, x, weight, at, inside, factor, exact: tl.constexpr):
+    """normal = factor x, and g = grad * weight."""
+    normal = tl.load(x + at, mask=inside, other=0.0).to(exact) * factor
+    g = tl.load(grad + at, mask=inside, other=0.0).to(exact)
+    return normal, g * tl.load(weight + at, mask=inside, other=0.0).to(exact)
+
+
+@triton.jit
+def _norm_back_kernel(grad, x, weight, scale, beside, out, D, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """A row: out = factor (g - normal mean(g normal)), plus `beside`."""
     row = tl.program_id(0).to(tl.int64)
     factor = tl.load(scale + row)
-    exact = scale.dtype.element_ty
+    exact: tl.constexpr = scale.dtype.element_ty
     grad, x, at = grad + row * D, x + row * D, tl.arange(0, BLOCK)
     products = tl.zeros([BLOCK], exact)
-    for start in range(0, D, BLOCK):
-        inside = start + at < D
-        normal = tl.load(x + start + at, mask=inside, other=0.0).to(exact) * factor
-        g = tl.load(grad + start + at, mask=inside, other=0.0).to(exact)
-        products += g * tl.load(weight + start + at, mask=inside, other=0.0).to(exact) * normal
+    normal, g = products, products
+    for start in range(0, BLOCK if WHOLE else D, BLOCK):
+        normal, g = _pair(grad, x, weight, start + at, start + at < D, factor, exact)
+        products += g * normal
     mean = tl.sum(products) / D
-    for start in range(0, D, BLOCK):
-        inside = start + at < D
-        normal = tl.load(x + start + at, mask=inside, other=0.0).to(exact) * factor
-        g = tl.load(grad + start + at, mask=inside, other=0.0).to(exact)
-        g *= tl.load(weight + start + at, mask=inside, other=0.0).to(exact)
-        found, where = (g - normal * mean) * factor, row * D + start + at
+    for start in range(0, BLOCK if WHOLE else D, BLOCK):
+        where, inside = row * D + start + at, start + at < D
+        if not WHOLE:
+            normal, g = _pair(grad, x, weight, start + at, inside, factor, exact)
+        found = (g - normal * mean) * factor
         if beside is not None:
             found += tl.load(beside + where, mask=inside, other=0.0).to(exact)
         tl.store(out + where, found.to(out.dtype.element_ty), mask=inside)
@@ -91,11 +101,13 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _gate_kernel(gates, up, out, count, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    g, u = _wide(tl.load(gates + at, mask=inside)), _wide(tl.load(up + at, mask=inside))
-    tl.store(out + at, (g * _sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
+def _gate_kernel(gates, up, out, gates_stride, up_stride, F, BLOCK: tl.constexpr):
+    """A piece of a row; rows of gates and up may lie apart."""
+    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < F
+    g = _wide(tl.load(gates + row * gates_stride + at, mask=inside))
+    u = _wide(tl.load(up + row * up_stride + at, mask=inside))
+    tl.store(out + row * F + at, (g * _sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -110,12 +122,14 @@ def _gate_back_kernel(grad, gates, up, d_gates, d_up, count, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _turn_kernel(x, cos, sin, out, pairs, HALF: tl.constexpr, WAY: tl.constexpr, BLOCK: tl.constexpr):
+def _turn_kernel(x, cos, sin, out, stride, pairs, HALF: tl.constexpr, WAY: tl.constexpr, BLOCK: tl.constexpr):
     """Some pairs (left, right) of a token: pair i of its H d / 2 is number i % HALF of head i // HALF."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside, within = at < pairs, at % HALF
-    left = token * 2 * pairs + at // HALF * 2 * HALF + within
+    left = at // HALF * 2 * HALF + within
+    x += token * stride
+    out += token * 2 * pairs
     c = _wide(tl.load(cos + token * HALF + within, mask=inside))
     s = _wide(tl.load(sin + token * HALF + within, mask=inside)) * WAY
     one, other = _wide(tl.load(x + left, mask=inside)), _wide(tl.load(x + left + HALF, mask=inside))
@@ -124,9 +138,9 @@ def _turn_kernel(x, cos, sin, out, pairs, HALF: tl.constexpr, WAY: tl.constexpr,
 
 
 def _block(width: int) -> dict[str, int]:
-    """BLOCK, warps and registers of a program for a row: 8 elements a thread."""
+    """BLOCK, warps and registers of a program for a row: 8 elements a thread. A row that it holds WHOLE is read once."""
     size = min(triton.next_power_of_2(width), LARGEST)
-    return {"BLOCK": size, "num_warps": min(max(size // 256, 1), 16), "maxnreg": 128}
+    return {"WHOLE": width <= size, "BLOCK": size, "num_warps": min(max(size // 256, 1), 16), "maxnreg": 128}
 
 
 @on_its_device
@@ -155,9 +169,9 @@ def normalise_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, besid
 
 @on_its_device
 def gate(gates: Tensor, up: Tensor) -> Tensor:
-    gates, up = gates.contiguous(), up.contiguous()
-    out = torch.empty_like(gates)
-    _gate_kernel[(triton.cdiv(out.numel(), PIECE),)](gates, up, out, out.numel(), BLOCK=PIECE)
+    gates, up = (x if x.stride(1) == 1 else x.contiguous() for x in (gates, up))
+    (rows, width), out = gates.shape, gates.new_empty(gates.shape)
+    _gate_kernel[(rows, triton.cdiv(width, PIECE))](gates, up, out, gates.stride(0), up.stride(0), width, BLOCK=PIECE)
     return out
 
 
@@ -172,9 +186,9 @@ def gate_back(grad: Tensor, gates: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 @on_its_device
 def turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
-    x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, out = heads_together(x), x.new_empty(x.shape)
     pairs, half = x[0].numel() // 2 if len(x) else 0, x.shape[2] // 2
     size = min(triton.next_power_of_2(max(pairs, 1)), PIECE)
     grid = (len(x), triton.cdiv(pairs, size))
-    _turn_kernel[grid](x, cos.contiguous(), sin.contiguous(), out, pairs, HALF=half, WAY=way, BLOCK=size)
+    _turn_kernel[grid](x, cos.contiguous(), sin.contiguous(), out, x.stride(0), pairs, HALF=half, WAY=way, BLOCK=size)
     return out

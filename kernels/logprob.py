@@ -201,6 +201,9 @@ class KernelWalk(reference.Walk):
         return tuple(given(one) for one in out)
 
 
+WALK = KernelWalk
+
+
 def _add_product(sums: Tensor, terms: Tensor, rows: Tensor, begin: bool) -> None:
     """sums (n, D) float32 += terms (n, t) @ rows (t, D), or = where it begins; no product is rounded on its way."""
     if terms.dtype == sums.dtype:

@@ -222,6 +222,37 @@ def betweens(size: str, rate: Rates) -> Iterator[Line]:
         yield from compared("between products", f"{name} of {tuple(leaves[0].shape)}", sides, moved / rate["bytes"])
 
 
+def steps(size: str, rate: Rates) -> Iterator[Line]:
+    """The products that a step of generation waits for, in turn over so many weights that none is read from a cache."""
+    shapes, rows, room = {
+        "gpu": (((3072, 5120), (3072, 3072), (3072, 16384), (8192, 3072)), (1, 64), 5e8),
+        "cpu": (((1024, 2048),), (1, 8), 6e7), "tiny": (((8, 12),), (1,), 1e3),
+    }[size]  # fmt: skip
+    for width, out in shapes:
+        weights = [normal(out, width)]
+        weights += [normal(out, width) for _ in range(int(room / weights[0].nbytes))]
+        for n in rows:
+            x = normal(n, width)
+            ours, plain = partial(_each, kernels.products.product, x, weights), partial(_each, F.linear, x, weights)
+            sides: dict[str, Side] = {"ours": replayed(ours)} if GPU else {"ours": ours, "torch": plain}
+            floor = sum(weight.nbytes for weight in weights) / rate["bytes"]
+            case = f"{n} x {width} to {out}, {len(weights)} times"
+            yield from compared("product of few rows", case, sides, floor, count=(len(weights), "products"))
+
+
+def _each(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    return [product(x, weight) for weight in weights]
+
+
+def replayed(side: Side) -> Side:
+    """The side as a CUDA graph, which no launch from Python slows down."""
+    side()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        side()
+    return graph.replay
+
+
 def attentions(size: str, rate: Rates) -> Iterator[Line]:
     tokens, heads = {
         "gpu": (16384, ((128, 24, 8), (64, 32, 8))), "cpu": (2200, ((64, 6, 2),)), "tiny": (1101, ((16, 2, 1),)),
@@ -291,5 +322,6 @@ PARTS = {
     "tiles": Part(tiles, 45),
     "odds": Part(ratios, 30),
     "between": Part(betweens, 30),
+    "steps": Part(steps, 30),
     "attention": Part(attentions, 90),
 }

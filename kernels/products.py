@@ -23,8 +23,9 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 def product(x: Tensor, weight: Tensor, packed: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """x weightᵀ: (N, D), (V, D) -> (N, V), by the packed weight if there is one; into `out` where that costs nothing."""
+    weight = weight if packed is None else packed
     quick = _onednn is not None and x.dtype == torch.float32 and x.device.type == "cpu"
-    if packed is None and not quick:
+    if not (quick or weight.is_mkldnn):
         return F.linear(x, weight) if out is None else torch.mm(x, weight.T, out=out)
-    found: Tensor = _onednn(x, weight if packed is None else packed, None, "none", [], "")
+    found: Tensor = _onednn(x, weight, None, "none", [], "")
     return found

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .between import turn
 from .products import product
 
 LOG2_E = 1.4426950408889634
@@ -149,8 +150,8 @@ class Walk:
         if tile is not None:
             if tile < 1:
                 raise ValueError(f"tile is {tile}: give at least one column")
-            return min(tile, vocabulary)
-        return min(max(cls.elements // max(rows, 1) // 64 * 64, 256), vocabulary)
+            return min(tile, max(vocabulary, 1))
+        return min(max(cls.elements // max(rows, 1) // 64 * 64, 256), max(vocabulary, 1))
 
     @classmethod
     def over(
@@ -187,6 +188,10 @@ class Walk:
             if d_up is not None and low is not None:
                 d_up[columns] = d_logits.T @ low
         return d_weight, d_bias, d_up
+
+
+WALK = Walk
+"""What walks on the device of this module; logprob.py has another."""
 
 
 def slices(length: int, width: int) -> Iterator[slice]:
@@ -377,10 +382,15 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, end: Tensor) -> Tensor:
     return (weights @ values).transpose(0, 1).to(q.dtype)
 
 
-def step_attention(q: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: Tensor) -> Tensor:
-    """One token of each row on the columns first..now of its cache: q (B, H, d), keys and values (B, K, S, d), first (B,)
-    and now (1,) on the device -> (B, H, d)."""
+def step_attention(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: Tensor
+) -> Tensor:
+    """See `mint.kernels.step_attention`: (B, H, d), (B, K, d) twice, (B, 1, d / 2) twice, (B, K, S, d) twice, (B,), (1,)."""
+    keys.index_copy_(2, now, turn(k, cos, sin, 1)[:, :, None])
+    values.index_copy_(2, now, v[:, :, None])
     column = torch.arange(keys.shape[2], device=q.device)
     seen = (column >= first[:, None]) & (column <= now)
-    grouped = q.unflatten(1, (keys.shape[1], -1))  # (B, K, G, d): the heads of a group are its queries
+    grouped = turn(q, cos, sin, 1).unflatten(
+        1, (keys.shape[1], -1)
+    )  # (B, K, G, d): the heads of a group are its queries
     return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None]).flatten(1, 2)

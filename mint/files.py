@@ -147,7 +147,7 @@ def held(path: str | Path) -> int:
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this process: a second run into it is refused. What a killed one left half written is taken away."""
+    """Hold a folder for this process: a second run into it is refused. What a killed one left half done is put right."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,11 +155,20 @@ def locked(folder: str | Path) -> Iterator[None]:
     except OSError as error:
         raise WorkError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
     try:
-        for left in (*folder.glob(".*.part"), *folder.glob(".*.old"), *folder.glob("checkpoint/.*.part")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _put_right(folder)
         yield
     finally:
         os.close(handle)
+
+
+def _put_right(folder: Path) -> None:
+    """Take away what a killed process left half written, and put back a folder that it was about to replace."""
+    for old in folder.glob(".*.old"):
+        place = folder / old.name[1:].rsplit(".", 2)[0]
+        if not os.path.lexists(place):
+            os.replace(old, place)
+    for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextmanager

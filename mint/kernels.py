@@ -117,13 +117,23 @@ def row_logsumexp(hidden: Tensor, head: Tensor, *, tile: int | None = None) -> T
 def part_walk(
     hidden: Tensor, head: Tensor, labels: Tensor, wanted: bool, low: Tensor | None = None, up: Tensor | None = None
 ) -> parts.PartWalk:
-    """What some rows of a head (v, D) know of log p(label): see `kernels.parts`; plain PyTorch on every device."""
-    return parts.part_walk(hidden, head, labels, wanted, low, up)
+    """What some rows of a head (v, D) know of log p(label): see `kernels.parts`."""
+    return parts.part_walk(hidden, head, labels, wanted, low, up, _backend(hidden, "logprob").WALK)
 
 
-def part_gradient(hidden: Tensor, head: Tensor, low: Tensor, up: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+def part_gradient(
+    hidden: Tensor,
+    head: Tensor,
+    low: Tensor,
+    up: Tensor,
+    labels: Tensor,
+    logp: Tensor,
+    label_logit: Tensor,
+    grad: Tensor,
+) -> Tensor:
     """The gradient of some rows of the adapter of a head: see `kernels.parts`."""
-    return parts.part_gradient(hidden, head, low, up, labels, *known)
+    kind = _backend(hidden, "logprob").WALK
+    return parts.part_gradient(hidden, head, low, up, labels, logp, label_logit, grad, kind)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -166,11 +176,14 @@ def branch_attention(q: Tensor, k: Tensor, v: Tensor, layout: Any) -> Tensor:
     return out
 
 
-def step_attention(q: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: Tensor) -> Tensor:
+def step_attention(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: Tensor
+) -> Tensor:
     """Attention of one new token of each row to the columns first..now of its cache; no gradient.
 
-    q (B, H, d), keys and values (B, K, S, d), first (B,) and now (1,), which may change between two replays of a CUDA
-    graph -> (B, H, d).
+    q (B, H, d) and k (B, K, d) are turned here, by cos and sin (B, 1, d / 2); k and v (B, K, d) are written into column
+    `now` of keys and values (B, K, S, d), in place. first (B,) and now (1,) lie on the device, and may change between
+    two replays of a CUDA graph -> (B, H, d).
     """
-    out: Tensor = _backend(q, "step").step_attention(q, keys, values, first, now)
+    out: Tensor = _backend(q, "step").step_attention(q, k, v, cos, sin, keys, values, first, now)
     return out

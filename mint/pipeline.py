@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,13 +19,13 @@ from .decoders import Decoder, student
 from .decoders.vision_cache import FeatureStore
 from .encoders import Encoder, load_encoder
 from .errors import ConfigError, RecordError
-from .evaluation import measure
+from .evaluation import labels_of, lists_of_pairs, measure
 from .evaluation.predictions import read_predictions
 from .files import locked
 from .jsonlines import refuse
 from .labels import LabelSet, closed_set
 from .pairs import check_label, prefer_pairs
-from .pairs.files import read_pairs
+from .pairs.files import can_be_written, read_pairs, write_pairs
 from .predicting import Questioner, answers_of_all, check_mode
 from .progress import progress
 from .ranking import rank
@@ -87,17 +88,23 @@ def align(
     dry_run: bool = False,
     skipped: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Pairs (by default the file `settings.pairs`) -> an adapter in `settings.out`; with `dry_run` only the audit of them."""
+    """Pairs (by default the file `settings.pairs`) -> an adapter in `settings.out`; with `dry_run` only the audit of them.
+
+    Pairs that come from no file are written into the run, unless their pictures lie in none: so run.json alone repeats it.
+    """
     folder = Path(settings.out)
     if not dry_run:
         settings = beginning.admitted(folder, settings, resume)
-    source = list(read_pairs(settings.pairs, skipped=skipped)) if pairs is None else pairs  # before what takes long
+    source = list(read_pairs(settings.pairs, skipped=skipped) if pairs is None else pairs)  # before what takes long
     decoder, adapter_config = student.to_train(settings, weights=not (dry_run and settings.spread))
     everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     training, held_out = beginning.parted(everything, settings, skipped)
     if dry_run:
         return audit(decoder, training, settings)
     settings = beginning.resolved(decoder, settings, training)
+    kept = not settings.pairs and can_be_written(source)
+    if kept:
+        settings = replace(settings, pairs=str(folder / "pairs.jsonl"))
     beginning.report_cuts(everything)
     if decoder.eyes is not None and settings.cache_gb:
         decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
@@ -106,8 +113,12 @@ def align(
         if parallel.first():
             if not resume:
                 runs.check_new(folder)  # again, now that no other run can begin here
+            if kept:
+                write_pairs(settings.pairs, source)
             runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
         Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
+        if decoder.eyes is not None and decoder.eyes.store is not None:
+            decoder.eyes.store.finish()
     last = runs.read_metrics(folder / "metrics.jsonl")[-1]
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
 
@@ -171,8 +182,14 @@ def evaluate(
     *,
     truth: str | Path | Iterable[Record],
     labels: str | Path | Sequence[str] | None = None,
+    pairs: str | Path | Iterable[PreferencePair] | None = None,
     **choices: Any,
 ) -> Report:
-    """Predictions against what is true of the same cases. `choices` are those of `evaluation.measure`."""
+    """Predictions against what is true of the same cases, and with `pairs` also against what a teacher prefers there.
+    `choices` are those of `evaluation.measure`."""
     answers = read_predictions(predictions) if isinstance(predictions, str | Path) else predictions
-    return measure(answers, records_of(truth, READING, None), labels=closed_set(labels), **choices)
+    known, records = closed_set(labels), list(records_of(truth, READING, None))
+    if pairs is not None:
+        preferred = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
+        choices["lists"] = lists_of_pairs(preferred, known or labels_of(records))
+    return measure(answers, records, labels=known, **choices)

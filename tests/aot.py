@@ -31,18 +31,20 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 def source(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
-    """What a launch with these arguments would compile: None and 1 are constants, multiples of 16 are known as such."""
+    """What a launch with these arguments would compile: None and 1 are constants, multiples of 16 are known as such, but
+    where a kernel asks for no such specialisation."""
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, attrs = {}, {}, {}
     for at, parameter in enumerate(kernel.params):
         value = values[parameter.name]
         whole = isinstance(value, int)
-        if parameter.is_constexpr or value is None or (whole and value == 1):
+        known = whole and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (known and value == 1):
             signature[parameter.name], constants[(at,)] = "constexpr", value
             continue
         tensor = isinstance(value, torch.Tensor)
         signature[parameter.name] = "*" + TYPES[value.dtype] if tensor else "i32" if whole else "fp32"
-        if tensor or (whole and value % 16 == 0):
+        if tensor or (known and value % 16 == 0):
             attrs[(at,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constants, attrs)
 
@@ -91,10 +93,11 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def walks() -> None:
-    """token_logprob at the widths of Llama 3.2 and 3.1, and at few rows, where a tile is the whole vocabulary."""
+    """token_logprob at the widths of Llama 3.2 and 3.1, at few rows, where a tile is the whole vocabulary, and where the last
+    tile has an odd number of columns."""
     half, single = torch.bfloat16, torch.float32
     sizes = ((8192, 4096, 128256, 16, half), (2048, 3072, 128256, 256, half), (128, 2048, 128256, 16, half),
-             (1024, 2048, 32003, 16, single), (3, 7, 1, 1, single))  # fmt: skip
+             (8192, 2048, 32003, 16, half), (1024, 2048, 32003, 16, single), (3, 7, 1, 1, single))  # fmt: skip
     for n, width, vocabulary, r, dtype in sizes:
         hidden, low = meta(n, width, dtype=dtype), meta(n, r, dtype=dtype)
         head = reference.Head(meta(vocabulary, width, dtype=dtype), None, meta(vocabulary, r, dtype=dtype))
@@ -128,9 +131,9 @@ def attentions() -> None:
 
 
 def betweens() -> None:
-    """Norms of Llama 3.2's widths, of a head alone and of Llama 3.1 405B; rotation of its heads; SwiGLU."""
+    """Norms of Llama 3.2's widths, of a head alone and of Llama 3.1 70B and 405B; rotation of its heads; SwiGLU."""
     for dtype in (torch.bfloat16, torch.float32):
-        for n, width in ((8192, 3072), (8192, 128), (1024, 16384)):
+        for n, width in ((8192, 3072), (8192, 128), (1024, 8192), (1024, 16384)):
             x, weight = meta(n, width, dtype=dtype).requires_grad_(), meta(width, dtype=dtype)
             between.rms_norm(x, weight, 1e-5, fused).sum().backward()
             sum(part.sum() for part in between.add_rms_norm(x, x, weight, 1e-5, fused)).backward()
@@ -139,17 +142,18 @@ def betweens() -> None:
             between.rotate(x, angles, angles, fused).sum().backward()
         gates, up = (meta(8192, 8192, dtype=dtype).requires_grad_() for _ in range(2))
         between.swiglu(gates, up, fused).sum().backward()
+        fused.gate(*meta(4, 2 * 8192, dtype=dtype).split(8192, dim=1))
 
 
 def steps() -> None:
     """A step of Llama 3.2 3B and 1B, and one whose heads are no power of two."""
     for d, heads, groups in ((128, 24, 8), (64, 32, 8), (80, 16, 16)):
         for dtype in (torch.bfloat16, torch.float32):
-            cache, places = (
-                meta(4, groups, 560, d, dtype=dtype),
-                (meta(4, dtype=torch.int64), meta(1, dtype=torch.int64)),
-            )
-            step.step_attention(meta(4, heads, d, dtype=dtype), cache, cache, *places)
+            cache, angles = meta(4, groups, 560, d, dtype=dtype), meta(4, 1, d // 2, dtype=dtype)
+            places = meta(4, dtype=torch.int64), meta(1, dtype=torch.int64)
+            together = meta(4, (heads + 2 * groups) * d, dtype=dtype).unflatten(1, (-1, d))
+            qkv = together.split([heads, groups, groups], dim=1)
+            step.step_attention(*qkv, angles, angles, cache, cache, *places)
 
 
 CASES: tuple[Callable[[], None], ...] = (walks, ratios, attentions, betweens, steps)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from mutations import link_instead, put_back, variant
 from PIL import Image
-from students import trainer_of, write_student
+from students import saved, trainer_of, write_state_of_two, write_student
 from test_records_hostile import SEEDS
 
 import mint
@@ -84,6 +84,7 @@ def make(folder: Path) -> Path:
     """One good file of every kind: a base, a run, teachers, cases, pairs, scores, pictures."""
     base = write_student(folder / "base", num_hidden_layers=1, shards="100KB")
     trainer_of(base, folder / "run", 4, steps=1, rank=1, targets=("q_proj",)).run()
+    write_state_of_two(folder / "two/checkpoint")
     runs.write_run(folder / "run", AlignSettings().as_dict(), {"pairs": 4})
     for name, source in (("vilt", TEACHER), ("mllama", TISSUE_STUDENT)):
         shutil.copytree(source, folder / name)
@@ -157,7 +158,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "vilt/tokenizer.json": _teacher,
     "run/adapter/adapter_config.json": lambda p: read_adapter(p.parent),
     "run/adapter/adapter_model.safetensors": lambda p: read_adapter(p.parent),
-    "run/checkpoint/state.safetensors": lambda p: runs.load_state(p.parents[1]),
+    "run/checkpoint/state.json": lambda p: saved(p.parents[1]),
+    "run/checkpoint/rank-0.safetensors": lambda p: saved(p.parents[1]),
+    "two/checkpoint/rank-1.safetensors": lambda p: saved(p.parents[1]),
     "run/run.json": lambda p: AlignSettings.from_dict(runs.read_run(p)),
     "run/metrics.jsonl": runs.read_metrics,
     "pairs.jsonl": lambda p: list(read_pairs(p)),
@@ -175,9 +178,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     **{f"records/{name}": _cases for name in RECORDS},
     **{f"picture.{kind}": lambda p: np.asarray(open_image(p)) for kind in PICTURES},
 }
-LINKED = tuple(
-    name for name in READERS if name.startswith(("base/", "vilt/", "run/adapter/", "tiles/", "records/fold/"))
-)
+FOLDERS = ("base/", "vilt/", "run/adapter/", "run/checkpoint/", "two/checkpoint/", "tiles/", "records/fold/")
+LINKED = tuple(name for name in READERS if name.startswith(FOLDERS))
 """Files that belong to a folder that is opened as a whole: another may not stand in their place by a link."""
 
 

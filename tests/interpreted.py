@@ -6,6 +6,8 @@ kernels every bfloat16 value is cast to float32 before it is touched.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ from truth_of_kernels import (
 )
 
 from mint import kernels
-from mint.kernels import attention, exact, logprob, odds, reference
+from mint.kernels import attention, exact, logprob, odds, reference, step
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 3e-2}
 
@@ -35,6 +37,7 @@ def ours(tile=None):
 
 def test_the_door_opens_to_the_kernels():
     assert kernels._backend(torch.zeros(1), "logprob") is logprob
+    assert logprob.WALK is logprob.KernelWalk
 
 
 @pytest.mark.parametrize("dtype", list(LIMITS))
@@ -179,6 +182,38 @@ def test_preference_terms_equal_their_twin_and_use_one_launch(monkeypatch):
         torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
 
 
+def met_logprob(hidden, head, labels, low, up):
+    """log p(label) and its gradients of hidden, low and up from walks over parts of the head, one of them of no rows."""
+    cuts, grad = [0, 5, 5, 33, len(head)], torch.linspace(-1, 1, len(hidden), dtype=torch.float64)
+    parts = [slice(*ends) for ends in pairwise(cuts)]
+    walks = [kernels.part_walk(hidden, head[at], labels - at.start, True, low, up[at]) for at in parts]
+    level = torch.stack([walk.level for walk in walks]).double()
+    scales = (level - level.amax(0)).exp()
+    total = sum(scale * walk.total for scale, walk in zip(scales, walks, strict=True))
+    label_logit = sum(walk.label_logit for walk in walks)
+    margin = label_logit - level.amax(0) - total.log()
+    logp, unsure = F.logsigmoid(margin), torch.sigmoid(-margin)
+    ways = [
+        (
+            own[labels]
+            - sum(scale[:, None] * walk[at] for scale, walk in zip(scales, walks, strict=True)) / total[:, None]
+        )
+        * (unsure * grad)[:, None]
+        for at, own in ((3, head), (4, up))
+    ]
+    known = logp.to(label_logit), label_logit, grad.to(label_logit)
+    d_up = [kernels.part_gradient(hidden, head[at], low, up[at], labels - at.start, *known) for at in parts]
+    return {"logp": logp, "hidden": ways[0], "low": ways[1], "up": torch.cat(d_up)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_parts_of_a_head_together_know_what_the_whole_head_knows(dtype):
+    a, weights = arguments(11, 9, 60, r=3, dtype=dtype), torch.linspace(-1, 1, 11, dtype=torch.float64)
+    truth = with_gradients(true_logprob, a, weights, torch.float64)
+    found = met_logprob(**a)
+    assert worst(found, {name: truth[name] for name in found}) < LIMITS[dtype]
+
+
 ENDS = {
     "one": torch.tensor([1]),
     "causal": torch.full((47,), 47),
@@ -222,10 +257,20 @@ def test_tree_attention_takes_every_head_width_and_group(d, heads, groups, dtype
     )
 
 
+def test_attention_depends_on_nothing_that_was_never_written():
+    """Memory that is handed out holds numbers that are none."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        assert all(compared(torch.full((tokens,), tokens), 80, 2, 1) < 1e-5 for tokens in (1, 17, 67, 129))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_heads_that_lie_in_one_product_of_q_k_and_v_need_no_copy():
     together, end = torch.randn(67, 4 * 16), torch.tensor(pair(20, 30, 17))
     q, k, v = (x.unflatten(1, (-1, 16)) for x in together.split([32, 16, 16], dim=1))
-    assert attention._packed(q) is q
+    assert attention.heads_together(q) is q
     torch.testing.assert_close(kernel_attention(q, k, v, end), true_attention(q, k, v, end), rtol=1e-4, atol=1e-5)
 
 
@@ -251,21 +296,38 @@ def test_the_layout_skips_the_blocks_between_branches():
     assert causal.of_keys.some.sum() - layout.of_keys.some.sum() == blocks
 
 
+def step_gap(heads, groups, d, dtype):
+    """How far a step and what it writes into the cache are from the twin in float64: rows that begin in the first, the
+    second and the last part of the columns, q, k and v out of one product; what no row sees is not a number."""
+    draw, columns = torch.Generator().manual_seed(0), 300
+    together, cos, sin, keys, values = (
+        torch.randn(*shape, generator=draw).to(dtype)
+        for shape in ((3, heads + 2 * groups, d), *2 * ((3, 1, d // 2),), *2 * ((3, groups, columns, d),))
+    )
+    first, column, gaps = torch.tensor([0, 133, 270]), torch.arange(columns), []
+    for now in (torch.tensor([270]), torch.tensor([299])):
+        unseen = (column < first[:, None]) | (column >= now)
+        cache = [held.masked_fill(unseen[:, None, :, None], float("nan")) for held in (keys, values)]
+        true = [held.masked_fill(unseen[:, None, :, None], 0.0).double() for held in (keys, values)]
+        given = [*together.split([heads, groups, groups], dim=1), cos, sin]
+        found = kernels.step_attention(*given, *cache, first, now)
+        wanted = reference.step_attention(*(x.double() for x in given), *true, first, now)
+        new = [(held[:, :, int(now)], one[:, :, int(now)]) for held, one in zip(cache, true, strict=True)]
+        assert all(torch.equal(held.isnan().any(-1)[:, 0], unseen & (column != now)) for held in cache)
+        gaps += [((one.double() - two).norm() / two.norm()).item() for one, two in ((found, wanted), *new)]
+    return max(gaps)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("heads", "groups", "d"), [(6, 2, 16), (3, 3, 10), (4, 1, 32)])
-def test_a_step_on_a_cache_equals_its_twin(heads, groups, d, dtype):
-    """Rows that begin in the first, the second and the last part of the columns; what no row sees is not a number."""
-    draw = torch.Generator().manual_seed(0)
-    q, keys, values = (torch.randn(*shape, generator=draw) for shape in ((3, heads, d), *2 * ((3, groups, 300, d),)))
-    first, now = torch.tensor([0, 133, 270]), torch.tensor([270])
-    wanted = reference.step_attention(q.double(), keys.double(), values.double(), first, now)
-    column = torch.arange(300)
-    unseen = (column < first[:, None]) | (column > now)
-    for cache in (keys, values):
-        cache.masked_fill_(unseen[:, None, :, None], float("nan"))
-    found = kernels.step_attention(*(x.to(dtype) for x in (q, keys, values)), first, now)
-    limit = 2e-6 if dtype == torch.float32 else 2e-3
-    assert ((found.double() - wanted).norm() / wanted.norm()).item() < limit
+def test_a_step_on_a_cache_and_what_it_writes_equal_its_twin(heads, groups, d, dtype):
+    assert step_gap(heads, groups, d, dtype) < {torch.float32: 2e-6, torch.float16: 2e-3}[dtype]
+
+
+@pytest.mark.parametrize("span", [16, 300])
+def test_a_step_is_cut_into_many_parts_or_one(monkeypatch, span):
+    monkeypatch.setattr(step, "SPAN", span)
+    assert step_gap(6, 2, 16, torch.float32) < 2e-6
 
 
 @triton.jit
@@ -282,6 +344,11 @@ def _faulty_one_minus_exp(y):
 @triton.jit
 def _faulty_seen(queries, keys, ends):
     return (keys <= queries) & (ends > 0)
+
+
+@triton.jit
+def _faulty_turned(x, at, inside, cos, sin, d: tl.constexpr):  # noqa: ARG001
+    return tl.load(x + at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -304,9 +371,11 @@ def test_a_fault_in_a_kernel_of_log_p_fails_the_comparison(monkeypatch, name, fa
         test_levels_that_rise_from_tile_to_tile_scale_the_sums(True)
 
 
-def test_a_fault_in_the_mask_or_in_the_odds_fails_the_comparison(monkeypatch):
+def test_a_fault_in_the_mask_the_turning_or_the_odds_fails_the_comparison(monkeypatch):
     monkeypatch.setattr(attention, "_seen", _faulty_seen)
     assert compared(ENDS["pair"], 16) > 1e-2
+    monkeypatch.setattr(step, "_turned", _faulty_turned)
+    assert step_gap(6, 2, 16, torch.float32) > 1e-2
     monkeypatch.setattr(odds, "_log_odds", _faulty_log_odds)
     with pytest.raises(AssertionError):
         test_the_odds_kernel_equals_its_twin_from_zero_to_minus_ten_thousand(torch.float32)

@@ -94,6 +94,15 @@ def test_swiglu_and_its_gradients_equal_the_truth_at_odd_sizes(n, f, dtype):
     assert compared(kernels.swiglu, true_swiglu, drawn((n, f), (n, f), dtype=dtype)) < LIMITS[dtype]
 
 
+def test_parts_of_one_product_are_taken_without_a_copy():
+    """q of q, k and v; gate and up side by side."""
+    together, cos, sin = drawn((5, 7 * 14), (5, 1, 7), (5, 1, 7), dtype=torch.float32)
+    q, gates, up = together[:, : 3 * 14].unflatten(1, (-1, 14)), *together.split(49, dim=1)
+    with torch.no_grad():
+        assert torch.equal(kernels.rotate(q, cos, sin), kernels.rotate(q.contiguous(), cos, sin))
+        assert torch.equal(kernels.swiglu(gates, up), kernels.swiglu(gates.contiguous(), up.contiguous()))
+
+
 def test_swiglu_of_huge_gates_is_finite():
     gates = torch.tensor([[-1e4, -90.0, 0.0, 90.0, 1e4]])
     found = with_gradients(kernels.swiglu, [gates, torch.ones(1, 5)])

@@ -152,6 +152,9 @@ def tensors_variant(data: bytes, draw: random.Random, away: Path) -> bytes:
             header[one]["data_offsets"] = [draw.choice([0, -8, 2**62, 2**64, len(body)]) for _ in range(2)]
         case 3:
             header[str(hostile(draw, away))] = header.pop(one)
+        case 4 if "DCP_SHARDING_INFO" in header["__metadata__"]:  # where the parts of a state begin
+            told = header["__metadata__"]
+            told["DCP_SHARDING_INFO"] = json.dumps(value_changed(json.loads(told["DCP_SHARDING_INFO"]), draw, away))
         case _:
             header = value_changed(header, draw, away)
     text = _encoded(header)

@@ -23,7 +23,9 @@ def free_port() -> int:
 def start_ranks(count: int, work: Callable[..., None], *words: Any) -> list[BaseProcess]:
     """`work(*words)` on so many ranks."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mint.pipeline", "torch._dynamo", "students", "ranks"])  # what an optimiser imports
+    context.set_forkserver_preload(
+        ["mint.pipeline", "torch.distributed.checkpoint", "torch._dynamo", "students", "ranks"]
+    )
     port = free_port()
     processes = [context.Process(target=_rank, args=(rank, count, port, work, words)) for rank in range(count)]
     for process in processes:

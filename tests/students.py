@@ -19,9 +19,11 @@ from torch import Tensor
 
 from mint.config import AlignSettings
 from mint.decoders import student
-from mint.training import Trainer
+from mint.training import Trainer, runs
 from mint.training.batches import token_pairs
 from mint.types import PreferencePair
+from mint.weights.states import load_state, read_shapes
+from mint.weights.tensorfiles import write_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
@@ -172,3 +174,33 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics without what differs from run to run."""
     timings = ("tokens_per_second", "step_seconds", "peak_memory_bytes")
     return [{name: value for name, value in row.items() if name not in timings} for row in rows]
+
+
+def saved(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The whole tensors and the numbers of a run's checkpoint."""
+    numbers = runs.read_state(run)
+    assert numbers is not None
+    return tensors_of(run / runs.CHECKPOINT), numbers
+
+
+def tensors_of(state: Path) -> dict[str, Tensor]:
+    """All tensors of a state on disk, whole."""
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in read_shapes(state).items()}
+    load_state(state, tensors)
+    return tensors
+
+
+def write_state_of_two(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint as two ranks write it, each half of the rows or columns of a matrix and one tensor alone."""
+    whole = {"rows": torch.randn(5, 3), "columns": torch.randn(2, 4), "step": torch.tensor(3.0), "own": torch.arange(4)}
+    parts = [
+        {"rows": (0, 0, whole["rows"][:3]), "columns": (0, 0, whole["columns"][:, :2]), "step": (whole["step"],)},
+        {"rows": (3, 0, whole["rows"][3:]), "columns": (0, 2, whole["columns"][:, 2:]), "own": (0, whole["own"])},
+    ]
+    folder.mkdir(parents=True)
+    for rank, held in enumerate(parts):
+        told = json.dumps({name: {"saved_offsets": begin} for name, (*begin, _) in held.items()})
+        with (folder / f"rank-{rank}.safetensors").open("wb") as file:
+            write_tensors(file, {name: tensor for name, (*_, tensor) in held.items()}, {"DCP_SHARDING_INFO": told})
+    (folder / "state.json").write_text(json.dumps({"step": 3, "best": None, "pairs": "x", "ranks": 2}))
+    return whole

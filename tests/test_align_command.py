@@ -189,6 +189,24 @@ def test_every_form_that_trl_knows_trains_as_it_is(align: Align, tmp_path: Path,
     assert result.stderr == ""
 
 
+def test_a_run_whose_pairs_a_teacher_made_is_repeated_by_its_settings_alone(model: Path, tmp_path: Path) -> None:
+    cases, scores, first, second = (tmp_path / name for name in ("cases.jsonl", "scores.jsonl", "first", "second"))
+    cases.write_text("".join(json.dumps({"id": f"c{i}", "note": f"Note {i}.", "label": "A"}) + "\n" for i in range(6)))
+    rows = ({"id": f"c{i}", "scores": {name: (7 * i + 3 * n) % 5 for n, name in enumerate("ABCDEF")}} for i in range(6))
+    scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ranked = ("--teacher", str(scores), "--chosen-k", "2", "--rejected-q", "2")
+    result = CliRunner().invoke(cli, ["align", str(cases), *ranked, "--model", str(model), "--out", str(first), *QUICK])
+    assert result.exit_code == 0, result.output
+    assert len((first / "pairs.jsonl").read_text().splitlines()) == 6
+    scores.unlink()
+    result = CliRunner().invoke(cli, ["align", "--config", str(first), "--out", str(second)])
+    assert result.exit_code == 0, result.output
+    assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
+    assert not (second / "pairs.jsonl").exists()
+    resumed = CliRunner().invoke(cli, ["align", "--resume", "--out", str(first)])
+    assert resumed.exit_code == 0, resumed.output
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 GOOD = json.dumps({"id": "good", "prompt": "thin", "chosen": " red", "rejected": " blue"})

@@ -12,7 +12,7 @@ import torch
 
 from mint.builtin import student, teacher
 from mint.builtin.cases import STUDENT, TEACHER
-from mint.builtin.rare_disease import classes, draw_cases, draw_patients, population
+from mint.builtin.rare_disease import ceiling, classes, draw_cases, draw_patients, population, recall
 from mint.chat import chat_tokenizer
 from mint.decoders import load_decoder
 from mint.encoders import FusionEncoder, load_encoder
@@ -85,6 +85,18 @@ def test_the_writer_thinks_first_of_familiar_diseases() -> None:
     first = [student.partly_known(patient)[0] for patient in draw_patients(200, 12)]
     familiar = {name for name, known in zip(classes(), student.fame(), strict=True) if known > 0}
     assert sum(name in familiar for name in first) > 0.75 * len(first)
+
+
+def test_a_base_of_any_size_ranks_as_the_writer_does_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = list(draw_cases(100, 4, "validation", teacher.SIDE))
+    found = student.reading_learnt_whole(cases)
+    noisy = [case.label in student.partly_known(recall(case.id)) for case in cases]
+    monkeypatch.setattr(student, "SWAY", 0.0)
+    sure = [student.partly_known(recall(case.id)) for case in cases]
+    assert found[1] == np.mean([case.label == listed[0] for case, listed in zip(cases, sure, strict=True)])
+    assert found[10] == np.mean([case.label in listed for case, listed in zip(cases, sure, strict=True)])
+    assert found[10] > np.mean(noisy)
+    assert found[1] < ceiling(cases, "note", (1,))[1]
 
 
 def test_a_finding_and_a_name_are_one_token_for_the_student() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from students import run_settings, text_pairs, untimed, write_pairs_file, write_student
+from students import run_settings, saved, text_pairs, untimed, write_pairs_file, write_student
 
 from mint.errors import WorkError
 from mint.pipeline import align, predict
@@ -45,8 +45,7 @@ def outcome(folder: Path) -> tuple[Any, bytes]:
 
 def steps_saved(folder: Path) -> int:
     """The step of the checkpoint, which must be whole if it is there."""
-    state = runs.load_state(folder)
-    return 0 if state is None else int(state[1]["step"])
+    return 0 if runs.read_state(folder) is None else int(saved(folder)[1]["step"])
 
 
 @pytest.mark.parametrize("write", range(1, 14, 2))
@@ -108,7 +107,7 @@ def test_a_disk_that_fills_up_stops_a_run_and_room_lets_it_go_on(
         assert steps_saved(out) >= before
     assert outcome(out) == whole
     assert len(said) >= 3, said
-    assert {"state.safetensors", "adapter"} <= said
+    assert {"checkpoint", "adapter"} <= said
 
 
 def test_predictions_that_find_the_disk_full_are_kept_and_continued(model: Path, small_disk: Path) -> None:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from mint.commands import cli
 from mint.errors import ConfigError, MintError, RecordError
-from mint.evaluation import NOTHING, OUTSIDE, judge, measure, summarise, teacher_lists
+from mint.evaluation import NOTHING, OUTSIDE, judge, lists_of_pairs, measure, summarise
 from mint.evaluation.bootstrap import interval, resampled_sums
 from mint.evaluation.predictions import read_predictions, write_predictions
 from mint.labels import LabelSet
-from mint.types import Prediction, Ranking, Record
+from mint.types import Prediction, PreferencePair, Record
 
 ABCD = LabelSet(["A", "B", "C", "D"], {"Alpha": "A"})
 
@@ -143,13 +143,46 @@ def test_full_answers_of_k_equal_to_q_have_the_published_figures(answer: list[in
     assert metrics["car"] == pytest.approx(1.5 * coverage * avoidance / below if below else 0)
 
 
-def test_teacher_lists_are_the_ends_of_its_rankings() -> None:
-    lists = teacher_lists([Ranking("1", ("A", "B", "C", "D"), (4.0, 3.0, 2.0, 1.0))], k=2, q=1)
-    assert lists == {"1": (("A", "B"), ("D",))}
+def test_the_lists_of_a_pair_are_the_names_of_its_two_answers() -> None:
+    pair = PreferencePair(
+        "1", [], [{"role": "assistant", "content": "1. A\n2. b"}], [{"role": "assistant", "content": "1. D"}]
+    )
+    lists = lists_of_pairs([pair], ABCD)
+    assert lists == {"1": (["A", "b"], ["D"])}
+    assert measure([said("1", "B", "D")], FOUR[:1], labels=ABCD, lists=lists).metrics["coverage"] == 1 / 2
+    assert lists_of_pairs([PreferencePair("1", "x", "1. A", "1. C")], ABCD) == {"1": (["A"], ["C"])}
     with pytest.raises(RecordError, match="case '2': has no list"):
         measure(ANSWERS[:2], FOUR[:2], labels=ABCD, lists=lists)
-    with pytest.raises(ConfigError, match="at least 1"):
-        teacher_lists([], k=0, q=1)
+
+
+def test_the_command_tells_coverage_avoidance_and_car_of_pairs_and_likeness_only_where_asked(tmp_path: Path) -> None:
+    files = {
+        "truth.jsonl": [{"id": "1", "note": "x", "label": "Kabuki syndrome"}, {"id": "2", "note": "y", "label": "B"}],
+        "said.jsonl": [{"id": "1", "text": "1. Kabuki syndrom\n2. B"}, {"id": "2", "text": "1. B\n2. C"}],
+        "pairs.jsonl": [
+            {"id": i, "prompt": "p", "chosen": "1. B\n2. Kabuki syndrome", "rejected": "1. C"} for i in "12"
+        ],
+    }
+    for name, rows in files.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "labels.txt").write_text("Kabuki syndrome\nB\nC\n")
+    words = [
+        "evaluate",
+        "said.jsonl",
+        "--truth",
+        "truth.jsonl",
+        "--labels",
+        "labels.txt",
+        "--pairs",
+        "pairs.jsonl",
+        "--json",
+    ]
+    words = [str(tmp_path / word) if "." in word else word for word in words]
+    found = json.loads(CliRunner().invoke(cli, words).output)
+    assert (found["top_1"], found["coverage"], found["avoidance"]) == (0.5, 0.5, 0.5)
+    assert found["car"] == pytest.approx((1.5 * 0.5 / (0.25 + 1)) / 2)
+    alike = json.loads(CliRunner().invoke(cli, [*words, "--similarity", "0.9"]).output)
+    assert (alike["top_1"], alike["coverage"]) == (1.0, 0.75)
 
 
 def test_calibration_error_by_hand() -> None:

@@ -18,6 +18,7 @@ from mint.errors import ConfigError
 from mint.experiment import OBJECTIVES, Bench, Plan, Told, arms, builtin_task, file_task, tell
 from mint.experiment.arms import ARMS, YARDSTICKS
 from mint.experiment.splits import sides
+from mint.experiment.tasks import ANY_BASE
 from mint.experiment.variations import varied
 from mint.jsonlines import read_json_lines
 from mint.records import read_records
@@ -68,6 +69,7 @@ def test_text_and_json_and_page_tell_the_same_figures(told: Told) -> None:
             stored["systems"]["orpo"]["top_1"]["value"] - stored["systems"][name]["top_1"]["value"]
         )
     assert stored["ceilings"]["best possible, note alone"]["top_1"] == ceiling(told.bench.task.judged, "note", (1,))[1]
+    assert f"{ANY_BASE}  " in shown
     assert "simulated" in shown
     assert "simulated" in page
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_llama
-from students import trainer_of, untimed, write_student
+from checkpoints_mllama import write_mllama
+from students import run_settings, trainer_of, untimed, write_student
+from test_mllama_trees import image_pair, pictures
 from test_scoring import CASES, LABELS
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
@@ -18,10 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import gpu
 
 from mint import kernels, load_decoder
+from mint.decoders import lora
+from mint.decoders.vision_cache import FeatureStore
 from mint.kernels import checks, reference
 from mint.scoring import Ranker, layout_of
+from mint.training import Trainer
+from mint.training.batches import token_pairs
 from mint.training.runs import read_metrics
 
+__all__ = ["pictures"]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 RATES = {"products": 790e12, "bytes": 4.3e12}
 
@@ -79,6 +86,25 @@ def test_a_step_waits_for_nothing(tmp_path: Path, alarmed: Any, objective: str) 
     launched = [trainer.launch() for _ in range(2)]
     alarmed("default")
     assert all(torch.isfinite(torch.tensor(one.numbers())).all() for one in launched)
+
+
+def test_a_frozen_towers_first_epoch_waits_for_nothing(tmp_path: Path, pictures: list[str], alarmed: Any) -> None:
+    decoder = load_decoder(write_mllama(tmp_path / "model", seed=2, std=0.1), dtype="float32", device="cuda")
+    targets = ("language_model", "multi_modal_projector")
+    lora.attach(decoder.network, targets, rank=4, alpha=8.0)
+    assert decoder.eyes is not None
+    settings = run_settings(batch_size=3, targets=targets)
+    pairs = token_pairs([image_pair(f"p{n}", one) for n, one in enumerate(pictures)], decoder.tokenizer, settings)
+    trainer = Trainer(decoder, settings, tmp_path, pairs)
+    decoder.network.train()
+    for name in ("before", "now"):
+        decoder.eyes.store = FeatureStore(tmp_path / name, 10**9)
+        alarmed("error" if name == "now" else "default")
+        launched = trainer.launch()
+        alarmed("default")
+        assert all(torch.isfinite(torch.tensor(launched.numbers())))
+        decoder.eyes.store.finish()
+        assert len(list((tmp_path / name).iterdir())) == len(pictures)
 
 
 def test_labels_are_ranked_as_on_the_processor(tmp_path: Path) -> None:

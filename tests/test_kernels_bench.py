@@ -138,24 +138,6 @@ def test_the_program_checks_measures_and_writes(written):
         assert "processor" in bench.table(report).splitlines()[0]
 
 
-def test_the_command_line_measures_too_and_writes_what_it_found(monkeypatch, tmp_path):
-    from click.testing import CliRunner
-
-    from mint.commands import cli
-
-    asked = []
-    report = {"device": "a machine", "torch": "2", "rates": None, "checks": [], "lines": [], "failed": {}}
-    monkeypatch.setattr(bench, "run", lambda *words: asked.append(words) or report)
-    done = CliRunner().invoke(cli, ["bench", "--out", str(tmp_path / "bench.json")])
-    assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "bench.json").read_text())["device"] == "a machine"
-    assert asked[0][1] == list(measures.PARTS)
-    report["failed"] = {"odds": "no memory"}
-    done = CliRunner().invoke(cli, ["bench"])
-    assert done.exit_code == 1
-    assert "odds: no memory" in done.output
-
-
 def test_the_chart_is_a_picture_whose_bars_are_the_numbers(written, tmp_path):
     from PIL import Image
 

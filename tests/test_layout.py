@@ -24,7 +24,7 @@ FLOORS = [
     "answers decoders teaching report bayes",
     "prompts evaluation search listing retrieval training",
     "scoring pairs builtin",
-    "predicting",
+    "predicting bench",
     "pipeline",
     "showcase",
     "showcase_tissue",

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from checkpoints import write_llama
 from torch import Tensor
 
-from mint.decoders import Decoder, layers, load_decoder
+from mint.decoders import Decoder, dtype_of, layers, load_decoder
 from mint.decoders.layers import RMSNorm
 from mint.errors import ConfigError
 from mint.kernels import between, blocks
+from mint.weights import open_checkpoint
 
 # Logits
 
@@ -345,3 +346,11 @@ def test_an_image_for_a_text_decoder_is_refused(folder: Callable[[str], Path]) -
     with pytest.raises(ConfigError, match="reads text alone"):
         decoder.logits([[1, 2]], images=[["picture"]])
     assert decoder.logits([[1, 2]], images=[[]]).shape == (1, 2, 320)
+
+
+def test_float64_is_for_a_processor(folder: Callable[[str], Path]) -> None:
+    checkpoint = open_checkpoint(folder(next(iter(TINY))))
+    assert dtype_of("float64", torch.device("cpu"), checkpoint) == torch.float64
+    with pytest.raises(ConfigError, match=r"--dtype float64: .* give float32, or --device cpu"):
+        dtype_of("float64", torch.device("cuda"), checkpoint)
+    assert dtype_of("float32", torch.device("cuda"), checkpoint) == torch.float32

@@ -17,7 +17,7 @@ from test_mllama_trees import counting, image_pair, pictures
 from torch import Tensor
 
 from mint import align, load_decoder
-from mint.decoders import Decoder, lora
+from mint.decoders import Decoder, lora, vision_cache
 from mint.decoders.merging import merge
 from mint.decoders.mllama_config import on_disk
 from mint.decoders.vision import VisionTower
@@ -26,6 +26,7 @@ from mint.errors import CheckpointError, WorkError
 from mint.images import open_image
 from mint.training import Trainer
 from mint.training.batches import TokenPair, token_pairs
+from mint.transfer import Arriving
 from mint.types import PreferencePair
 from mint.weights.adapters import write_adapter
 
@@ -241,6 +242,35 @@ def test_the_store_keeps_what_it_is_given_and_drops_what_was_used_longest_ago(tm
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= store.limit
     fetch("huge", 4000)
     assert kept() == {"c", "d", "e"}
+
+
+def test_what_a_gpu_has_made_is_kept_once_it_is_on_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for again before that, it is what was made, and a later one does not wait for an earlier."""
+    store, here, made = FeatureStore(tmp_path, 10**6), {1.0: False, 2.0: False}, []
+
+    def fetch(value: float) -> Tensor:
+        return store.fetch(f"{value:.0f}", lambda: (made.append(value), torch.full((1, 1, 5), value))[1])
+
+    monkeypatch.setattr(Arriving, "is_here", lambda coming: here[float(coming.tensor[0, 0, 0])])
+    first = fetch(1.0)
+    fetch(2.0)
+    assert fetch(1.0) is first
+    assert not list(tmp_path.iterdir())
+    here[2.0] = True
+    fetch(1.0)
+    assert [path.stem for path in tmp_path.iterdir()] == ["2"]
+    monkeypatch.setattr(vision_cache, "AHEAD", 30)
+    here[3.0] = False
+    fetch(3.0)
+    assert [int(float(one.tensor[0, 0, 0])) for one in store.coming.values()] == [3]
+    store.finish()
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["1", "2", "3"]
+    assert torch.equal(fetch(1.0), first)
+    assert fetch(1.0) is not first
+    assert made == [1.0, 2.0, 3.0]
+    assert not store.coming
 
 
 def test_a_damaged_file_of_the_store_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints_mllama import write_mllama
-from students import run_settings, trainer_of, untimed, write_student
+from students import run_settings, saved, trainer_of, untimed, write_student
 from test_mllama_trees import image_pair, pictures
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -30,7 +30,7 @@ from mint.errors import Stopped, WorkError
 from mint.training import Trainer
 from mint.training.batches import step_pairs, token_pairs
 from mint.training.gradients import Gradients
-from mint.training.runs import load_state, read_metrics
+from mint.training.runs import read_metrics
 from mint.types import TokenTree
 
 __all__ = ["pictures"]
@@ -91,6 +91,17 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+class Coming:
+    """Features on their way to the processor, which does not see them come."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.is_meta
+        self.tensor = tensor
+
+    def is_here(self) -> bool:
+        return False
+
+
 @contextmanager
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Watch what runs within; how many numbers are sent to the processor, to be read later."""
@@ -101,6 +112,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return lambda: [1.0] * len(numbers)
 
     monkeypatch.setattr("mint.training.arriving", arriving)
+    monkeypatch.setattr("mint.decoders.vision_cache.Arriving", Coming)
     with ExitStack() as stack:
         for mode in (Made(), Operations()):
             stack.enter_context(mode)
@@ -118,7 +130,7 @@ def trainer_on_meta(model: Path, out: Path, **changes: Any) -> Trainer:
     made = trainer_of(model, out, 4, **changes)
     trainer = Trainer(on_meta(made.decoder), made.settings, out, made.pairs)
     trainer.behind = 1
-    trainer.reference = {pair.id: torch.zeros(2) for pair in trainer.pairs}
+    trainer.reference = torch.zeros(len(trainer.pairs), 2)
     trainer.decoder.network.train()
     return trainer
 
@@ -144,26 +156,45 @@ def test_a_step_on_text_waits_for_nothing(
     assert {"_norm_kernel", "_norm_back_kernel", "_turn_kernel", "_gate_kernel", "_gate_back_kernel"} <= {*launched}
 
 
-@pytest.mark.parametrize("targets", [FROZEN, "all-linear"])
-def test_a_step_on_pictures_waits_for_nothing(
-    tmp_path: Path, pictures: list[str], launched: list[str], monkeypatch: pytest.MonkeyPatch, targets: Any
-) -> None:
-    """The tower trained, or frozen and remembered from the epoch before."""
+def trainer_on_pictures(tmp_path: Path, pictures: list[str], targets: Any, epoch: int) -> Trainer:
+    """On the device, with all that is read once in a run known, and on disk what the epochs before have left there."""
     decoder = load_decoder(write_mllama(tmp_path, seed=2, std=0.1), dtype="float32", device="cpu")
     lora.attach(decoder.network, targets, rank=4, alpha=8.0)
     assert decoder.eyes is not None
     settings = run_settings(batch_size=3, targets=targets)
     pairs = token_pairs([image_pair(f"p{n}", one) for n, one in enumerate(pictures)], decoder.tokenizer, settings)
     decoder.eyes.store = FeatureStore(tmp_path, 10**9)
-    trainer = Trainer(decoder, settings, tmp_path, pairs)
-    if targets == FROZEN:
-        trainer.launch()  # the first epoch
+    assert decoder.eyes.fingerprint
+    if epoch:
+        Trainer(decoder, settings, tmp_path, pairs).launch()
     trainer = Trainer(on_meta(decoder), settings, tmp_path, pairs)
     decoder.network.train()
+    return trainer
+
+
+@pytest.mark.parametrize(("targets", "epoch"), [(FROZEN, 0), (FROZEN, 1), ("all-linear", 0)])
+def test_a_step_on_pictures_waits_for_nothing(
+    tmp_path: Path, pictures: list[str], launched: list[str], monkeypatch: pytest.MonkeyPatch, targets: Any, epoch: int
+) -> None:
+    """The tower trained, or frozen, in the first epoch and where its features are on disk."""
+    trainer = trainer_on_pictures(tmp_path, pictures, targets, epoch)
     with watched(monkeypatch) as sent:
         trainer.launch()
-    assert sent == [11]
+        trainer.launch()
+    assert sent == [11, 11]
     assert "_fold_kernel" in launched
+    made = targets == FROZEN and not epoch
+    assert len(trainer.decoder.eyes.store.coming) == made * len(pictures)
+
+
+@pytest.mark.usefixtures("launched")
+def test_features_that_are_waited_for_would_show(
+    tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_on_pictures(tmp_path, pictures, FROZEN, 0)
+    monkeypatch.setattr(FeatureStore, "_made", lambda _self, _path, make: make().cpu())
+    with watched(monkeypatch), pytest.raises(WaitError):
+        trainer.launch()
 
 
 def waited_for(tree: TokenTree, device: torch.device) -> TokenTree:
@@ -240,10 +271,9 @@ def test_a_step_that_is_no_number_is_refused_before_anything_is_saved(model: Pat
     with pytest.raises(WorkError, match=r"^step 3: loss nan"):
         trainer.run()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
-    state = load_state(tmp_path)
-    assert state is not None
-    assert state[1]["step"] == 2
-    assert all(tensor.isfinite().all() for tensor in state[0].values())
+    tensors, numbers = saved(tmp_path)
+    assert numbers["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_asked_to_stop_the_steps_under_way_are_read_and_saved(
@@ -260,9 +290,8 @@ def test_asked_to_stop_the_steps_under_way_are_read_and_saved(
     with pytest.raises(Stopped, match="stopped after step 4 of 9"):
         trainer.run()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
-    state = load_state(tmp_path)
-    assert state is not None
-    assert state[1]["step"] == 4
+    numbers = saved(tmp_path)[1]
+    assert numbers["step"] == 4
 
 
 def test_the_marks_of_the_tokens_after_a_picture_are_those_of_its_spans() -> None:

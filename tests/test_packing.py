@@ -126,3 +126,71 @@ def test_a_short_text_and_a_full_memory_leave_weights_as_they_lie(folder: Path, 
     assert not held_while_writing(decoder, packing.FLOAT32_ROWS - 1, 24)
     monkeypatch.setattr(packing, "free_memory", lambda _: 1000)
     assert not held_while_writing(decoder, 5, 24)
+
+
+GPU = torch.device("cuda")
+
+
+def laid(folder: Path) -> Decoder:
+    """The decoder after a text as a GPU writes it, here on the processor."""
+    decoder = load_decoder(folder, device="cpu", dtype="float32")
+    with packed(decoder.network, 1, packing.STEPS, GPU):
+        assert held(decoder) == {
+            name for name, module in decoder.network.named_modules() if hasattr(module, "products")
+        }
+    assert not held(decoder)
+    return decoder
+
+
+def test_weights_of_one_input_are_laid_together_once_and_stay_what_they_were(folder: Path) -> None:
+    plain, decoder = load_decoder(folder, device="cpu", dtype="float32"), laid(folder)
+    found, wanted = decoder.network.state_dict(), plain.network.state_dict()
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    attention = decoder.network.model.layers[0].self_attn
+    weights = [layer.weight for layer in attention.layers()]
+    assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+    before = [weight.data_ptr() for weight in decoder.network.parameters()]
+    with packed(decoder.network, 1, packing.STEPS, GPU), torch.inference_mode():
+        assert before == [weight.data_ptr() for weight in decoder.network.parameters()]
+        assert attention.packed.data_ptr() == weights[0].data_ptr()
+        assert torch.equal(attention.packed, torch.cat(weights))
+        weights[1].zero_()  # the view shows it
+        assert not attention.packed[len(weights[0]) :][: len(weights[1])].any()
+
+
+@pytest.mark.parametrize("laid_in_inference", [False, True])
+def test_weights_that_lie_together_are_trained_beside_and_on_like_any(folder: Path, laid_in_inference: bool) -> None:
+    with torch.inference_mode(laid_in_inference):
+        decoder = laid(folder)
+    network = decoder.network
+    lora.attach(network, ["v_proj", "up_proj"], rank=2, alpha=4)
+    network.model.layers[0].self_attn.q_proj.weight.requires_grad_()
+    x = torch.randn(5, network.config.hidden_size, requires_grad=True)
+    sum(y.sum() for y in network.model.layers[0].self_attn.products(x)).backward()
+    assert x.grad is not None
+    assert network.model.layers[0].self_attn.q_proj.weight.grad is not None
+    with packed(network, 1, packing.STEPS, GPU):
+        assert not held(decoder)  # an adapter stands in each group
+
+
+def test_a_sum_is_made_by_the_last_product_where_weights_lie_together(folder: Path) -> None:
+    network = load_decoder(folder, device="cpu", dtype="float32").network
+    mlp, drawn = network.model.layers[0].mlp, torch.Generator().manual_seed(0)
+    total, x = torch.randn(2, 3, network.config.hidden_size, generator=drawn)
+    with torch.inference_mode():
+        wanted = total + mlp(x)
+        with packed(network, 3, packing.STEPS, GPU):
+            torch.testing.assert_close(mlp.added_to(total.clone(), x), wanted, rtol=1e-4, atol=1e-4)
+            lora.attach(network, "down_proj", rank=2, alpha=4)
+            assert mlp.added_to(total, x) is not total
+            torch.testing.assert_close(mlp.added_to(total, x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_in_parts_is_left_as_it_lies(folder: Path, monkeypatch: Any) -> None:
+    """Its last products are added up over the ranks by what stands around them."""
+    decoder = load_decoder(folder, device="cpu", dtype="float32")
+    lora.attach(decoder.network, "lm_head", rank=2, alpha=4)
+    monkeypatch.setattr(packing.parallel, "is_part", lambda weight: weight is decoder.network.lm_head.lora_B)
+    with packed(decoder.network, 1, packing.STEPS, GPU):
+        assert not held(decoder)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import write_llama
+from test_no_waiting import launched
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mint.decoders import Decoder, generation, load_decoder, replay
 from mint.decoders.cache import FixedCache
 from mint.decoders.generation import Sampling
+from mint.decoders.packing import packed
 
+__all__ = ["launched"]
 VOCABULARY = 320
 
 
@@ -37,6 +41,9 @@ def without_graph(read: Callable[[], Tensor], advance: Callable[[], None], _: to
 
 @pytest.fixture
 def replaying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU: weights that lie together, and a graph's steps."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(generation, "packed", lambda network, rows, count, _: packed(network, rows, count, gpu))
     monkeypatch.setattr(generation, "worth_replaying", lambda *_: True)
     monkeypatch.setattr(replay, "captured", without_graph)
 
@@ -121,8 +128,8 @@ def test_a_step_is_the_same_operations_on_the_same_memory_and_waits_for_nothing(
         network(held.line.ids, held.line.position, held.prefill)
         tokens = torch.tensor([3, 4])
         while True:
-            with Written() as written:
-                network.lm_head(network(tokens, held.position, held.step))
+            with packed(network, 2, 20, torch.device("cuda")), Written() as written:
+                network.lm_head(network(tokens, held.position, held.stepping))
                 held.advance()
             yield written.lines
 
@@ -134,6 +141,61 @@ def test_a_step_is_the_same_operations_on_the_same_memory_and_waits_for_nothing(
     names = {line[0] for line in first}
     assert not [name for name in names if any(word in name for word in ("_local_scalar", "nonzero", "unique", "lift"))]
     assert any("index_copy_" in name for name in names)
+    layers = len(decoder.network.model.layers)
+    products = [line[0] for line in first if any(word in line[0] for word in ("linear", "mm.", "addmm_"))]
+    assert len(products) == 4 * layers + 1
+    assert sum("addmm_" in name for name in products) == layers
+
+
+class Counted(TorchDispatchMode):
+    """Notes every operation that a GPU would launch a kernel for."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and "empty" not in func.__name__:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_layer_of_a_step_is_nine_launches(tmp_path: Path, launched: list[str]) -> None:
+    """On tensors without content, which go the way of a GPU's."""
+    network = load_decoder(write_llama(tmp_path), device="cpu", dtype="bfloat16").network
+    held, heads = FixedCache(prompts_of(5, 9), 20, torch.device("cpu")), network.config.num_key_value_heads
+    for name in ("first", "now", "lengths"):
+        setattr(held, name, getattr(held, name).to("meta"))
+    for layer in range(len(network.model.layers)):
+        shape = 2, heads, held.columns, network.config.head_dim
+        held.keys[layer], held.values[layer] = torch.empty(2, *shape, dtype=torch.bfloat16, device="meta")
+    network.to("meta")
+    tokens, network.model.rope.inverse = torch.tensor([3, 4], device="meta"), network.model.rope.inverse.to("meta")
+    with torch.inference_mode(), packed(network, 2, 20, torch.device("cuda")), Counted(launched):
+        network.lm_head(network(tokens, held.position, held.stepping))
+        held.advance()
+    step = ["_norm_kernel", "mm", "_part_kernel", "_whole_kernel", "mm", "_norm_kernel", "mm", "_gate_kernel", "addmm_"]
+    begin = launched.index("_norm_kernel")
+    layers = [launched[at : at + 9] for at in range(begin, len(launched), 9)]
+    names = [[name.split(".")[0].replace("linear", "mm") for name in layer] for layer in layers]
+    assert names[: len(held.keys)] == [step] * len(held.keys)
+    assert len(launched) - 9 * len(held.keys) <= 12
+
+
+def test_the_next_step_is_under_way_while_the_tokens_of_one_are_looked_at(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    order: list[str] = []
+
+    def arriving(tokens: Tensor) -> Callable[[], list[Any]]:
+        return lambda: (order.append("read"), tokens.tolist())[1]
+
+    request.getfixturevalue("replaying")
+    real = replay.Replay.__call__
+    monkeypatch.setattr(generation, "arriving", arriving)
+    monkeypatch.setattr(replay.Replay, "__call__", lambda *given: (order.append("step"), real(*given))[1])
+    assert len(generation.generate(decoder.network, prompts_of(9), 20, Sampling(), (), decoder.device)[0]) == 20
+    assert order == [*["step", "read"] * 19, "read"]
 
 
 def test_graphs_are_for_long_texts_of_a_bare_network_on_a_gpu(decoder: Decoder) -> None:

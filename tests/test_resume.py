@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from students import run_settings, text_pairs, trainer_of, untimed, write_pairs_file, write_student
+from students import run_settings, saved, text_pairs, trainer_of, untimed, write_pairs_file, write_student
 
 from mint.config import AlignSettings
 from mint.errors import CheckpointError, ConfigError, WorkError
@@ -22,9 +22,12 @@ from mint.pipeline import align
 from mint.progress import set_quiet
 from mint.training import Trainer, runs
 from mint.training.launched import Launched
+from mint.weights import states
+from mint.weights.states import save_state
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 CONFIG = "adapter/adapter_config.json"
+STATE = ("checkpoint/rank-0.safetensors", "checkpoint/state.json")
 STEPS = 40
 
 
@@ -102,20 +105,18 @@ def test_a_resumed_run_that_forgot_something_would_be_seen(model: Path, tmp_path
     """The moments, the random state and the step each matter to the outcome."""
     settings: dict[str, Any] = {"steps": 4, "save_every": 2, "dropout": 0.3, "schedule": "linear"}
     trainer_of(model, tmp_path / "whole", 6, **settings).run()
-    for name in ("random.cpu", "model.layers.0.mlp.up_proj.lora_A.exp_avg", "step"):
+    for name in ("random.cpu.0", "model.layers.0.mlp.up_proj.lora_A.exp_avg", "step"):
         out = tmp_path / name
         first = trainer_of(model, out, 6, **settings)
         first.total = 2
         first.run()
-        found = runs.load_state(out)
-        assert found is not None
-        tensors, state = found
+        tensors, state = saved(out)
         if name == "step":
             state["step"] = 1
         else:
             other = torch.Generator().manual_seed(9).get_state()
-            tensors[name] = other if name == "random.cpu" else tensors[name].roll(1, 0)
-        runs.save_state(out, tensors, state)
+            tensors[name] = other if name == "random.cpu.0" else tensors[name].roll(1, 0)
+        save_state(out / runs.CHECKPOINT, tensors, state)
         trainer_of(model, out, 6, **settings).run(resume=True)
         assert (out / WEIGHTS).read_bytes() != (tmp_path / "whole" / WEIGHTS).read_bytes()
 
@@ -146,14 +147,15 @@ def test_a_run_that_was_ended_before_its_first_checkpoint_begins_again(
 def test_what_a_kill_left_half_written_is_cleared_away(model: Path, pairs: Path, tmp_path: Path) -> None:
     settings = run_settings(model=str(model), pairs=str(pairs), out=str(tmp_path), steps=2)
     align(settings)
-    (tmp_path / "checkpoint/.state.safetensors.x.part").write_bytes(b"half")
+    (tmp_path / ".checkpoint.x.part").mkdir()
+    (tmp_path / ".checkpoint.x.part/rank-0.safetensors").write_bytes(b"half")
     (tmp_path / ".adapter.x.part").mkdir()
     (tmp_path / ".adapter.x.old").mkdir()
     (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text() + '{"step": 3, "lo')
     align(settings, resume=True)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == [
-        ".lock", CONFIG, WEIGHTS, "checkpoint/state.safetensors", "metrics.jsonl", "run.json"
+        ".lock", CONFIG, WEIGHTS, *STATE, "metrics.jsonl", "run.json"
     ]  # fmt: skip
     assert len(runs.read_metrics(tmp_path / "metrics.jsonl")) == 2
 
@@ -210,17 +212,34 @@ def test_resuming_with_other_pairs_is_refused_and_the_same_elsewhere_are_taken(
 
 def test_a_checkpoint_of_another_adapter_is_refused_by_name(model: Path, tmp_path: Path) -> None:
     trainer_of(model, tmp_path, 4, steps=1).run()
-    with pytest.raises(CheckpointError, match=r"state\.safetensors: \S+lora_A is \[4, 128\], wanted \[2, 128\]"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint: \S+lora_A is float32 \[4, 128\], wanted float32 \[2, 128\]"
+    ):
         trainer_of(model, tmp_path, 4, steps=2, rank=2).run(resume=True)
-    with pytest.raises(CheckpointError, match=r"state\.safetensors: lm_head\.lora_A is missing, wanted \[4, 128\]"):
+    with pytest.raises(CheckpointError, match=r"checkpoint: lm_head\.lora_A is missing, wanted float32 \[4, 128\]"):
         trainer_of(model, tmp_path, 4, steps=2, targets=("lm_head",)).run(resume=True)
 
 
 def test_a_broken_checkpoint_is_refused_by_name(model: Path, tmp_path: Path) -> None:
     trainer_of(model, tmp_path, 4, steps=1).run()
-    state = tmp_path / "checkpoint/state.safetensors"
+    state = tmp_path / STATE[0]
     state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"rank-0\.safetensors"):
+        trainer_of(model, tmp_path, 4, steps=1).run(resume=True)
+
+
+def test_numbers_or_generators_that_are_none_are_refused_by_name(model: Path, tmp_path: Path) -> None:
+    trainer_of(model, tmp_path, 4, steps=1).run()
+    tensors, numbers = saved(tmp_path)
+    changes: tuple[dict[str, Any], ...] = ({"step": "1"}, {"step": -1}, {"best": True}, {"best": "low"}, {"pairs": 1})
+    for change in changes:
+        save_state(tmp_path / runs.CHECKPOINT, tensors, {**numbers, **change})
+        with pytest.raises(
+            CheckpointError, match="checkpoint: not a checkpoint of a run; give the folder that a run wr"
+        ):
+            trainer_of(model, tmp_path, 4, steps=1).run(resume=True)
+    save_state(tmp_path / runs.CHECKPOINT, {**tensors, "random.cpu.0": tensors["random.cpu.0"] * 0}, numbers)
+    with pytest.raises(CheckpointError, match=r"checkpoint: random\.cpu\.0 is no state of a generator \("):
         trainer_of(model, tmp_path, 4, steps=1).run(resume=True)
 
 
@@ -242,17 +261,17 @@ def test_a_second_run_into_one_folder_is_refused(model: Path, pairs: Path, tmp_p
 def test_a_full_disk_leaves_the_last_checkpoint(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"steps": 4, "save_every": 1}
     trainer_of(model, tmp_path / "whole", 4, **settings).run()
-    real = runs.write_tensors
+    real = states.write_tensors
 
-    def full(file: Any, tensors: Any) -> None:
+    def full(file: Any, tensors: Any, metadata: Any) -> None:
         if len(runs.read_metrics(tmp_path / "full/metrics.jsonl")) == 3:
             file.write(b"some of it")
             raise OSError(28, "No space left on device")
-        real(file, tensors)
+        real(file, tensors, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_tensors", full)
-        with pytest.raises(WorkError, match=r"state\.safetensors: cannot be written \(No space left on device\)"):
+        patch.setattr(states, "write_tensors", full)
+        with pytest.raises(WorkError, match=r"full/checkpoint: cannot be written \(No space left on device\)"):
             trainer_of(model, tmp_path / "full", 4, **settings).run()
     trainer_of(model, tmp_path / "full", 4, **settings).run(resume=True)
     assert outcome(tmp_path / "full") == outcome(tmp_path / "whole")
@@ -264,7 +283,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(model: Path, tmp_path: Path, mon
 def run_of(settings: AlignSettings) -> BaseProcess:
     """A run in a process of its own, forked from one that has done nothing but import, so that many can be killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mint.pipeline", "students"])
+    context.set_forkserver_preload(["mint.pipeline", "torch.distributed.checkpoint", "students"])
     process = context.Process(target=resume_quietly, args=(settings,))
     process.start()
     return process

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from interpreted_ranks import learnt
 from ranks import on_ranks
 from safetensors.torch import load_file
 from students import run_settings, text_pairs, untimed, write_pairs_file, write_student
+from test_kernels_triton import interpreter_runs, run
 
 from mint import parallel
 from mint.decoders import load_decoder, lora
@@ -93,6 +95,15 @@ def test_a_spread_decoder_learns_what_one_process_learns(models: dict[bool, Path
         assert_alike(out / "again", tmp_path / f"one/again{ranks}")
 
 
+@pytest.mark.skipif(not interpreter_runs(), reason="this interpreter of Triton's does not take this NumPy")
+def test_the_kernels_of_a_gpu_learn_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """In Triton's interpreter, in a process of its own."""
+    done = run("tests/interpreted_ranks.py", str(tmp_path), cache=tmp_path / "cache", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr[-4000:]
+    learnt(tmp_path, "one")
+    assert_alike(tmp_path / "two", tmp_path / "one")
+
+
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {}),
     "shard": (2, {"shard": True}),
@@ -115,6 +126,9 @@ def test_a_run_saved_by_some_ranks_is_gone_on_with_by_more_or_fewer(
     for begun, ended in ways:
         (ranks, layout), (others, other) = LAYOUTS[begun], LAYOUTS[ended]
         on_ranks(ranks, gone_on, models[True], pairs, tmp_path / begun, False, {**layout, "steps": 2})
+        parts = [path.stat().st_size for path in (tmp_path / begun / "checkpoint").glob("rank-*.safetensors")]
+        assert len(parts) == ranks
+        assert max(parts) < 1.5 * sum(parts) / ranks  # each has written its own
         settings = json.loads((tmp_path / begun / "run.json").read_text())
         settings["settings"]["steps"] = 4
         write_json(tmp_path / begun / "run.json", settings)
@@ -224,8 +238,12 @@ def test_a_decoder_that_ranks_hold_together_answers_as_one(
     models: dict[bool, Path], pairs: Path, tmp_path: Path, tied: bool
 ) -> None:
     """In every mode: exact ranks, lists and free text, with an adapter, of the head too; tensor parallel on twice two ranks,
-    and by FSDP2 with cases of their own, of which some have more than others."""
-    parallel_of = {"split": (4, {"tensor_parallel": 2}), "shard": (3, {"shard": True})}
+    by FSDP2 with cases of their own, of which some have more than others, and both ways at once."""
+    parallel_of = {
+        "split": (4, {"tensor_parallel": 2}),
+        "shard": (3, {"shard": True}),
+        "both": (4, {"shard": True, "tensor_parallel": 2}),
+    }
     trained(models[tied], pairs, tmp_path / "run", lr=0.02, targets=("all-linear", "lm_head"))
     words = models[tied], tmp_path / "run/adapter"
     on_ranks(1, asked, *words, tmp_path / "one.json", {})

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from mint.encoders import load_encoder
 from mint.encoders.fusion import FusionEncoder
-from mint.errors import ConfigError, RecordError, WorkError
+from mint.errors import CheckpointError, ConfigError, RecordError, WorkError
 from mint.records import read_records
 from mint.teaching import Taught, _with_rare, lessons, teach
 from mint.teaching.lessons import Lessons
-from mint.teaching.snapshots import read_facts
+from mint.teaching.snapshots import read_snapshot
 from mint.teaching.targets import losses
 from mint.types import Record
+from mint.weights.states import save_state
 
 TINY = {
     "hidden_size": 32,
@@ -169,12 +170,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         patch.setattr(Lessons, "_learn", learn)
         with pytest.raises(Stopped):
             run(cases, tmp_path / "parts", validation=cases[:6])
-    facts = read_facts(tmp_path / "parts" / "checkpoint")
+    facts = read_snapshot(tmp_path / "parts" / "checkpoint")
     assert (facts["step"] if facts else 0) == max(step for step in (0, 3, 6, 9, 12, 15) if step <= after)
     torch.manual_seed(after)  # whatever else drew random numbers in between
     run(cases, tmp_path / "parts", validation=cases[:6], resume=True)
     assert weights(tmp_path / "parts") == weights(whole)
-    states = [folder / "checkpoint" / "state.safetensors" for folder in (whole, tmp_path / "parts")]
+    states = [folder / "checkpoint" / "rank-0.safetensors" for folder in (whole, tmp_path / "parts")]
     assert states[0].read_bytes() == states[1].read_bytes()
     assert logged(tmp_path / "parts") == logged(whole)
 
@@ -188,6 +189,13 @@ def test_resume_needs_the_same_run(cases: list[Record], tmp_path: Path) -> None:
         run(cases[:-3], tmp_path / "a", epochs=1, resume=True)
     assert run(cases, tmp_path / "a", epochs=1, resume=True) == taught
     assert before == {path.name: path.read_bytes() for path in taught.folder.iterdir() if path.is_file()}
+
+
+def test_a_state_of_another_work_is_refused(cases: list[Record], tmp_path: Path) -> None:
+    run(cases[:6], tmp_path / "a", epochs=1, held_out=0.0)
+    save_state(tmp_path / "a/checkpoint", {}, {"step": 1, "best": None, "pairs": "x"})
+    with pytest.raises(CheckpointError, match="checkpoint: not the state of a teacher's training; start anew without"):
+        run(cases[:6], tmp_path / "a", epochs=1, held_out=0.0, resume=True)
 
 
 def test_the_callers_random_numbers_are_left_alone(cases: list[Record], tmp_path: Path) -> None:

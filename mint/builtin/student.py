@@ -30,13 +30,13 @@ from ..prompts import default_template, prompt_messages
 from ..schedules import scheduled
 from ..tokens import CHAT_SPECIAL, learn_chat_tokenizer, write_chat_tokenizer
 from ..trees import Text, token_tree
-from ..types import Message
+from ..types import Message, Record
 from ..weights.shards import write_checkpoint
 from .face_terms import photo_findings
 from .meaning import associations
 from .notes import unpunctuated
 from .population import Findings, Floats, Population
-from .rare_disease import Patient, classes, draw_patients, population
+from .rare_disease import Patient, classes, draw_patients, population, recall
 from .syndromes import diseases, labels, wordings
 
 KNOWN = 0.75
@@ -137,12 +137,26 @@ def conversations(count: int, seed: int, listed: int = LISTED) -> Iterator[tuple
 
 def partly_known(patient: Patient) -> list[str]:
     """The list of one who has read the note and knows a share of the findings of each disease."""
+    score = belief(patient)
+    score = score + SWAY * np.random.default_rng([patient.seed, 9]).gumbel(size=len(score))
+    return [classes()[row] for row in np.argsort(-score, kind="stable")[:LISTED]]
+
+
+def belief(patient: Patient) -> Floats:
+    """What the writer thinks of each disease after the note: (C,). The noise of a list changes no disease's rank on average."""
     known, found = known_table(), patient.findings
     stated, denied = (frozenset(t for t in terms if t in known.column) for terms in (found.stated, found.denied))
     seen = Findings(found.shown, found.mentioned, stated, denied)
-    score = known.log_posterior(seen, note=True, image=False)
-    score = score + FAME * fame() + SWAY * np.random.default_rng([patient.seed, 9]).gumbel(size=len(score))
-    return [classes()[row] for row in np.argsort(-score, kind="stable")[:LISTED]]
+    return known.log_posterior(seen, note=True, image=False) + FAME * fame()
+
+
+def reading_learnt_whole(cases: Iterable[Record], ks: Sequence[int] = (1, 10)) -> dict[int, float]:
+    """k -> top-k accuracy of a decoder of any size that has learnt all that the conversations say: it ranks as the writer
+    believes, since names are listed first in proportion to exp(belief / SWAY)."""
+    patients = [recall(case.id) for case in cases]
+    beliefs = [(belief(patient), patient.disease) for patient in patients]
+    places = np.array([(score > score[true]).sum() for score, true in beliefs])
+    return {k: float((places < k).mean()) for k in ks}
 
 
 @cache

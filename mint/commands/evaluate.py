@@ -44,36 +44,45 @@ def _number(value: float) -> str:
 @click.argument("predictions")
 @click.option("--truth", required=True, help="The cases with their labels: a file or folder of any format.")
 @click.option("--labels", help="The closed set, one label a line; names outside it are counted.")
+@click.option(
+    "--pairs",
+    help="A teacher's pairs of the same cases: coverage of what it chose, avoidance of what it rejected, CAR.",
+)
+@click.option(
+    "--similarity",
+    type=click.FloatRange(0, 1),
+    help="How alike a name may be to a label to count as it; unless given, only its own spellings and aliases count.",
+)
 @click.option("--out", help="HTML page of the results.")
-def evaluate(predictions: str, truth: str, labels: str | None, out: str | None, seed: int) -> Measured:
+def evaluate(predictions: str, truth: str, out: str | None, **choices: Any) -> Measured:
     """Compare predictions with the truth: the metrics, with 95 % intervals by the bootstrap.
 
     \b
     Example:  python cli.py evaluate predictions.jsonl --truth cases.csv --out report.html
+    Example:  python cli.py evaluate predictions.jsonl --truth cases.csv --pairs pairs.jsonl
     """
     from .. import pipeline
     from ..report import write_report
 
-    report = pipeline.evaluate(predictions, truth=truth, labels=labels, seed=seed)
+    report = pipeline.evaluate(predictions, truth=truth, **choices)
     if out is not None:
         write_report(out, {"predictions": report}, title="Predictions against the truth", student="predictions")
     return Measured(report, out)
 
 
-@command()
+@command("seed", "device", "dtype")
 @click.option("--out", help="JSON file of the results.")
-def bench(out: str | None) -> dict[str, Any]:
-    """Time the kernels on this machine against plain PyTorch, as ratios.
+def bench(out: str | None, **choices: Any) -> dict[str, Any]:
+    """Time the kernels and a training step on this machine against plain PyTorch, as ratios.
 
     \b
     Example:  python cli.py bench --out bench.json
     """
-    from importlib import import_module
+    from .. import bench as benches
 
-    module = import_module("mint.kernels.bench")
-    results: dict[str, Any] = module.results(out)
-    if not module.good(results):
-        raise WorkError(f"not all of the bench is right or came to its end:\n{module.table(results)}")
+    results = benches.results(out, **choices)
+    if table := benches.faults(results):
+        raise WorkError(f"not all of the bench is right or came to its end:\n{table}")
     return results
 
 

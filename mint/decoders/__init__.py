@@ -167,7 +167,7 @@ def load_decoder(
     checkpoint = open_checkpoint(folder_or_name, files=SMALL_FILES if meta else FILES)
     network = build(checkpoint)
     where = torch.device("meta") if meta else pick_device(device)
-    kind = pick_dtype(dtype, where, stored=stored_dtype(checkpoint))
+    kind = dtype_of(dtype, where, checkpoint)
     stored = None if adapter is None else open_adapter(network, adapter)  # before the weights: its faults cost no wait
     if not meta:
         fill(network, checkpoint, device=where, dtype=kind, rename=in_memory if isinstance(network, Mllama) else None)
@@ -231,6 +231,16 @@ def _check_image_token(decoder: Decoder) -> None:
         raise CheckpointError(
             f"{decoder.tokenizer.where}: <|image|> is {found}, but image_token_index in config.json is {wanted}"
         )
+
+
+def dtype_of(dtype: str | torch.dtype, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype by name; `auto` is that of the checkpoint, where products in it are not slower."""
+    kind = pick_dtype(dtype, device, stored=stored_dtype(checkpoint))
+    if kind == torch.float64 and device.type == "cuda":
+        raise ConfigError(
+            "--dtype float64: the kernels of a GPU attend in float32 at most; give float32, or --device cpu"
+        )
+    return kind
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..kernels import step_attention, tree_attention, tree_layout
 from ..trees import forest, sequence
+from .layers import Angles, Attend, Turning
 
 
 class Cache:
@@ -53,6 +54,11 @@ class Cache:
         return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1, 2)
 
     @property
+    def stepping(self) -> Attend | Turning:
+        """How a step attends."""
+        return self.step
+
+    @property
     def position(self) -> Tensor:
         """The position of each row's next token: (B,)."""
         return self.lengths
@@ -72,11 +78,13 @@ class FixedCache(Cache):
         self.first = self.filled - self.lengths  # the first column of each row
         self.now = torch.tensor([self.filled], device=device)  # the column that a step writes
 
-    def step(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.keys[layer], self.values[layer]
-        for held, new in ((keys, k), (values, v)):
-            held.index_copy_(2, self.now, new[:, :, None])
-        return step_attention(q, keys, values, self.first, self.now)
+    @property
+    def stepping(self) -> Turning:
+        return Turning(self.turn_and_step)
+
+    def turn_and_step(self, layer: int, q: Tensor, k: Tensor, v: Tensor, angles: Angles) -> Tensor:
+        """`step` of q and k that are not turned yet."""
+        return step_attention(q, k, v, *angles, self.keys[layer], self.values[layer], self.first, self.now)
 
     def advance(self) -> None:
         self.now.add_(1)

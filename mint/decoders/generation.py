@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..transfer import arriving
 from .cache import Cache, FixedCache
-from .layers import Attend
+from .layers import Attend, Turning
 from .packing import packed
 from .replay import Replay, worth_replaying
 
@@ -24,7 +25,7 @@ class Network(Protocol):
 
     lm_head: Callable[[Tensor], Tensor]
 
-    def __call__(self, ids: Tensor, position: Tensor, attend: Attend, /) -> Tensor: ...
+    def __call__(self, ids: Tensor, position: Tensor, attend: Attend | Turning, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,11 @@ def steps(
     device: torch.device,
 ) -> Iterator[list[int]]:
     """The next token of every row, `count` times. A row goes on past its end; the caller decides when to stop."""
-    fixed = worth_replaying(network, count, device)
-    cache = FixedCache(prompts, count, device) if fixed else Cache(prompts, count, device)
+    ahead = worth_replaying(network, count, device)
+    cache = FixedCache(prompts, count, device) if ahead else Cache(prompts, count, device)
 
     def read(tokens: Tensor) -> Tensor:
-        return network.lm_head(network(tokens, cache.position, cache.step))
+        return network.lm_head(network(tokens, cache.position, cache.stepping))
 
     def follow(tokens: Tensor) -> Tensor:
         logits = read(tokens)
@@ -99,8 +100,11 @@ def steps(
         step = Replay(read, cache) if isinstance(cache, FixedCache) else follow
         for left in reversed(range(count)):
             tokens = choose(logits)
-            yield tokens.tolist()
-            if left:
+            written = arriving(tokens)
+            if ahead and left:  # a GPU goes on while the tokens are looked at
+                logits = step(tokens)
+            yield written()
+            if left and not ahead:
                 logits = step(tokens)
 
 

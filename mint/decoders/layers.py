@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,16 @@ from ..transfer import sent
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q (N, H, d), k (N, K, d), v (N, K, d)) -> (N, H, d): who sees whom."""
+
+Angles = tuple[Tensor, Tensor]
+"""cos and sin of each token, (N, 1, d / 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turning:
+    """An `Attend` that takes q and k as their products leave them, and turns them itself."""
+
+    attend: Callable[[int, Tensor, Tensor, Tensor, Angles], Tensor]
 
 
 def quick_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -82,7 +93,7 @@ class Rope:
     def __init__(self, head_width: int, theta: float, scaling: dict[str, float] | None) -> None:
         self.inverse = inverse_frequencies(head_width, theta, scaling)  # (d / 2,) float32
 
-    def __call__(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def __call__(self, position: Tensor, dtype: torch.dtype) -> Angles:
         """Angles of each token: (N,) -> cos and sin, each (N, 1, d / 2); computed in float32, then cast."""
         self.inverse = sent(self.inverse, position.device)
         angles = position[:, None, None] * self.inverse
@@ -107,7 +118,7 @@ class Together(nn.Module):
     """Has some linear layers of the same input. While their weights are packed as one, so are their products."""
 
     names: ClassVar[tuple[str, ...]]
-    packed: Tensor | None = None  # the weights of all, one below the other (see packing.py)
+    packed: Tensor | None = None  # the weights of all, one below the other, in blocks or as they lie (see packing.py)
 
     def layers(self) -> list[nn.Linear]:
         return [getattr(self, name) for name in self.names]
@@ -117,7 +128,7 @@ class Together(nn.Module):
         layers = self.layers()
         if self.packed is None or not torch.is_inference_mode_enabled():
             return [layer(x) for layer in layers]
-        whole = products.product(x, layers[0].weight, self.packed)
+        whole = products.product(x, self.packed)
         return whole.split_with_sizes([layer.out_features for layer in layers], dim=-1)
 
 
@@ -134,10 +145,13 @@ class Attention(Together):
         self.v_proj = Linear(width, kv_heads * head_width)
         self.o_proj = Linear(heads * head_width, width)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, attend: Attend | Turning) -> Tensor:
         q, k, v = (heads.unflatten(-1, (-1, self.head_width)) for heads in self.products(x))
-        q, k = rotate(q, *angles), rotate(k, *angles)
-        out: Tensor = self.o_proj(attend(self.layer, q, k, v).flatten(1))
+        if isinstance(attend, Turning):
+            seen = attend.attend(self.layer, q, k, v, angles)
+        else:
+            seen = attend(self.layer, rotate(q, *angles), rotate(k, *angles), v)
+        out: Tensor = self.o_proj(seen.flatten(1))
         return out
 
 
@@ -156,6 +170,15 @@ class FeedForward(Together):
         out: Tensor = self.down_proj(swiglu(*self.products(x)))
         return out
 
+    def added_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """total + forward(x). While weights lie together (see packing.py) the last product adds to `total`, which nobody
+        else has."""
+        lie_together = self.packed is not None and not self.packed.is_mkldnn and torch.is_inference_mode_enabled()
+        if lie_together and isinstance(self.down_proj, Linear):
+            return total.addmm_(swiglu(*self.products(x)), self.down_proj.weight.T)
+        out: Tensor = total + self(x)
+        return out
+
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
@@ -169,8 +192,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(width, eps)
         self.post_attention_layernorm = RMSNorm(width, eps)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, attend: Attend | Turning) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x), angles, attend)
         x, normal = self.post_attention_layernorm.of_sum(x, attended)
-        out: Tensor = x + self.mlp(normal)
-        return out
+        return self.mlp.added_to(x, normal)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import CheckpointError
-from .layers import Attend, Block, Embedding, Head, RMSNorm, Rope
+from .layers import Attend, Block, Embedding, Head, RMSNorm, Rope, Turning
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class LlamaModel(nn.Module):
         self.rope = Rope(config.head_dim, config.rope_theta, config.rope_scaling)
         self.recompute = False  # activation checkpointing: keep each block's input alone, compute the rest again
 
-    def forward(self, ids: Tensor, position: Tensor, attend: Attend) -> Tensor:
+    def forward(self, ids: Tensor, position: Tensor, attend: Attend | Turning) -> Tensor:
         """Hidden states after the last norm: ids (N,), position (N,) -> (N, D)."""
         x = self.embed_tokens(ids)
         angles = self.rope(position, x.dtype)
@@ -177,7 +177,7 @@ class Llama(nn.Module):
         yield from self.model.layers
         yield self.model
 
-    def forward(self, ids: Tensor, position: Tensor, attend: Attend) -> Tensor:
+    def forward(self, ids: Tensor, position: Tensor, attend: Attend | Turning) -> Tensor:
         """Hidden states, ready for the head: (N,), (N,) -> (N, D)."""
         out: Tensor = self.model(ids, position, attend)
         return out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import Attend, Embedding, FeedForward, Head, Linear, RMSNorm
+from .layers import Attend, Embedding, FeedForward, Head, Linear, RMSNorm, Turning
 from .llama import LlamaModel
 from .mllama_config import EXTRA_ROWS, MllamaConfig
 from .sight import Sight
@@ -82,7 +82,7 @@ class MllamaText(LlamaModel):
         for layer in config.cross_attention_layers:
             self.layers[layer] = CrossBlock(config, layer)
 
-    def forward(self, ids: Tensor, position: Tensor, attend: Attend, sight: Sight | None = None) -> Tensor:
+    def forward(self, ids: Tensor, position: Tensor, attend: Attend | Turning, sight: Sight | None = None) -> Tensor:
         """Hidden states after the last norm: ids (N,), position (N,) -> (N, D). Without pictures no layer looks."""
         x = self.embed_tokens(ids)
         angles = self.rope(position, x.dtype)
@@ -149,7 +149,7 @@ class Mllama(nn.Module):
             yield block
         yield self.text
 
-    def forward(self, ids: Tensor, position: Tensor, attend: Attend, sight: Sight | None = None) -> Tensor:
+    def forward(self, ids: Tensor, position: Tensor, attend: Attend | Turning, sight: Sight | None = None) -> Tensor:
         """Hidden states, ready for the head: (N,), (N,) -> (N, D)."""
         out: Tensor = self.model.language_model(ids, position, attend, sight)
         return out
@@ -169,7 +169,7 @@ class Looking:
         """The parts of the network."""
         return self.network.modules()
 
-    def __call__(self, ids: Tensor, position: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, ids: Tensor, position: Tensor, attend: Attend | Turning) -> Tensor:
         sight = self.sight.following(len(ids)) if self.prompted else self.sight
         self.prompted = True
         out: Tensor = self.network(ids, position, attend, sight)

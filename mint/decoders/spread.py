@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from .. import parallel
-from ..devices import pick_device, pick_dtype
+from ..devices import pick_device
 from ..weights import fill, open_checkpoint
-from . import Decoder, build, finished, stored_dtype
+from . import Decoder, build, dtype_of, finished
 from .heads import head_weight
 from .mllama import Mllama
 from .mllama_config import in_memory
@@ -38,7 +38,7 @@ def load_spread(
     checkpoint = open_checkpoint(folder_or_name)
     network: Any = build(checkpoint)
     where = pick_device(device)
-    kind = pick_dtype(dtype, where, stored=stored_dtype(checkpoint))
+    kind = dtype_of(dtype, where, checkpoint)
     network.to(kind).requires_grad_(False)
     values = adapt(network)
     parallel.spread(network, where, shard=shard, tensor=tensor or 1)

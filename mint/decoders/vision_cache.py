@@ -1,10 +1,13 @@
-"""What a frozen tower made of each picture, kept on disk within a bound as it is; what was used longest ago goes first."""
+"""What a frozen tower made of each picture, kept on disk within a bound as it is; what was used longest ago goes first.
+
+A GPU is not waited for: what it has made goes to disk once it is on the processor, while later pictures are looked at.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,11 +15,14 @@ from torch import Tensor
 
 from ..errors import WorkError
 from ..files import replacing
+from ..transfer import Arriving
 from ..weights.tensorfiles import TensorReader, read_header, write_tensors
 
 _SUFFIX = ".safetensors"
 _TENSOR = "features"
 _HEADER = 256  # at most, in a file with one tensor
+AHEAD = 1 << 30
+"""Bytes that may be on their way; then the first of them is waited for, while the GPU has the others to make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +31,38 @@ class FeatureStore:
 
     folder: Path
     limit: int
+    coming: dict[Path, Arriving] = field(default_factory=dict)  # made, and not on disk yet
 
     def fetch(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor of that name, on the CPU, made if it is not there."""
+        """The tensor of that name, made if it is not there: on the CPU, or where it was made a moment ago."""
         path = self.folder / f"{name}{_SUFFIX}"
         try:
             os.utime(path)  # used now
         except FileNotFoundError:
-            return self._keep(path, make().cpu().contiguous())
+            return self._made(path, make)
         return _read(path)
 
-    def _keep(self, path: Path, tensor: Tensor) -> Tensor:
-        size = tensor.nbytes + _HEADER
-        if size <= self.limit:
-            self._make_room(size)
-            with replacing(path) as file:
-                write_tensors(file, {_TENSOR: tensor})
+    def _made(self, path: Path, make: Callable[[], Tensor]) -> Tensor:
+        if path not in self.coming:
+            self.coming[path] = Arriving(make().contiguous())
+        tensor = self.coming[path].tensor
+        self._keep([path for path, one in self.coming.items() if one.is_here()])
+        while sum(one.tensor.nbytes for one in self.coming.values()) > AHEAD:
+            self._keep([next(iter(self.coming))])
         return tensor
+
+    def finish(self) -> None:
+        """Keep all that was made."""
+        self._keep(list(self.coming))
+
+    def _keep(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            tensor = self.coming.pop(path).here()
+            size = tensor.nbytes + _HEADER
+            if size <= self.limit:
+                self._make_room(size)
+                with replacing(path) as file:
+                    write_tensors(file, {_TENSOR: tensor})
 
     def _make_room(self, size: int) -> None:
         """Drop files, the one used longest ago first, until `size` bytes more fit."""

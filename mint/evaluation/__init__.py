@@ -16,14 +16,14 @@ import numpy as np
 from ..answers import Named, parse_answer
 from ..errors import ConfigError, RecordError
 from ..labels import LabelSet, letters
-from ..types import Prediction, Ranking, Record, Report
+from ..types import Message, Prediction, PreferencePair, Record, Report
 from .bootstrap import Floats, interval, resampled_sums
 
 OUTSIDE = "(outside the set)"
 NOTHING = "(no answer)"
 
 TeacherLists = Mapping[str, tuple[Sequence[str], Sequence[str]]]
-"""For each case the teacher's first k and last q classes."""
+"""For each case the classes that its teacher chose, best first, and those that it rejected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def judge(
     outside_set           share of the first max(tops) names that are no label of the closed set (only with `labels`)
     no_answer             1 if the answer holds no name at all, else 0
 
-    With `lists`, the teacher's first k classes T and last q classes R, and P the first k names of the answer:
+    With `lists`, T the k classes that the teacher chose, R the q that it rejected, and P the first k names of the answer:
     coverage              |P and T| / k        the share of the teacher's list that the answer covers
     avoidance             1 - |P and R| / q    the share of the rejected classes that the answer avoids
     car                   (1 + w) c a / (w c + a), 0 where c or a is 0; w = car_weight, c coverage, a avoidance
@@ -85,9 +85,7 @@ def judge(
     _check_same_cases(records, answers)
     if not tops or min(tops) < 1:
         raise ConfigError(f"tops {list(tops)}: whole numbers from 1 are wanted")
-    known = labels or LabelSet(
-        sorted({name for record in records.values() for name in _true_names(record)}), source="truth"
-    )
+    known = labels or labels_of(records.values())
     judged = []
     for record in records.values():
         prediction = answers[record.id]
@@ -101,11 +99,19 @@ def judge(
     return judged
 
 
-def teacher_lists(rankings: Iterable[Ranking], k: int, q: int) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
-    """The first k and the last q classes of each ranking, as `judge` takes them."""
-    if k < 1 or q < 1:
-        raise ConfigError(f"k {k}, q {q}: each must be at least 1")
-    return {ranking.id: (ranking.labels[:k], ranking.labels[-q:]) for ranking in rankings}
+def labels_of(records: Iterable[Record]) -> LabelSet:
+    """The labels that cases have, where no closed set is given."""
+    return LabelSet(sorted({name for record in records for name in _true_names(record)}), source="truth")
+
+
+def lists_of_pairs(pairs: Iterable[PreferencePair], known: LabelSet) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
+    """The names of the chosen and of the rejected answer of each pair, as `judge` takes them."""
+    return {pair.id: (_listed(pair.chosen, known), _listed(pair.rejected, known)) for pair in pairs}
+
+
+def _listed(answer: str | list[Message], known: LabelSet) -> list[str]:
+    text = answer if isinstance(answer, str) else str(answer[-1]["content"])
+    return [entry.text for entry in parse_answer(text, known)]
 
 
 def _by_id(items: Iterable[Any], what: str) -> dict[str, Any]:

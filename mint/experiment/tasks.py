@@ -13,6 +13,7 @@ from torch import Tensor
 from ..builtin.cases import TEACHER
 from ..builtin.portraits import SIMULATED, is_drawn, seen, told, with_drawn_face
 from ..builtin.rare_disease import Modality, ceiling, classes, draw_cases, recall
+from ..builtin.student import reading_learnt_whole
 from ..encoders import Encoder, load_encoder
 from ..errors import ConfigError, RecordError
 from ..labels import read_labels
@@ -25,6 +26,8 @@ from .facts import digest, note_facts
 from .splits import closed_set, fold_of, publication, sides
 
 _MODALITIES: Mapping[str, Modality] = {"note alone": "note", "photo and note": "both"}
+ANY_BASE = "the shipped base's reading, at any size"
+"""What a base decoder would be at that had learnt all that the shipped one has read, however large it is."""
 TRAIN = 800
 """Simulated patients that a seed learns from: fewer than in `align`, so that five seeds take minutes."""
 TUNING_PARTS = 5
@@ -98,6 +101,7 @@ def _drawn_task(encoder: Encoder, train: int, test: int, split: str, validation:
         f"best possible, {words}": {f"top_{k}": share for k, share in ceiling(judged, modality, (1, 10)).items()}
         for words, modality in _MODALITIES.items()
     }
+    best[ANY_BASE] = {f"top_{k}": share for k, share in reading_learnt_whole(judged).items()}
     return Task(
         name="builtin:rare-disease",
         classes=classes(),

@@ -54,6 +54,11 @@ def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> int:
     return write_json_lines(path, (_row(pair, folder) for pair in pairs))
 
 
+def can_be_written(pairs: Iterable[PreferencePair]) -> bool:
+    """Whether all pictures of the pairs lie in files, so that lines can name them."""
+    return all(isinstance(pair.image, str | os.PathLike | None) for pair in pairs)
+
+
 def read_candidates(path: str | Path) -> dict[str, list[str]]:
     """The classes that stand for election in each case, from JSON lines {"id": …, "candidates": [names]}."""
     found: dict[str, list[str]] = {}
@@ -72,7 +77,7 @@ def _row(pair: PreferencePair, folder: str) -> dict[str, Any]:
     row: dict[str, Any] = {"id": pair.id, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     if pair.image is None:
         return row
-    if not isinstance(pair.image, (str, os.PathLike)):
+    if not can_be_written([pair]):
         kind = type(pair.image).__name__
         raise RecordError(f"pair {pair.id!r}: its image is an open {kind}; save it to a file and give the path")
     return row | {"image": os.path.relpath(os.path.abspath(os.fspath(pair.image)), folder)}

@@ -8,20 +8,24 @@ nothing here costs it anything.
 from __future__ import annotations
 
 from .group import check_gpus, joined
-from .messages import add_up, barrier, from_first, gathered, highest, shared_out
+from .messages import add_up, barrier, from_first, highest, shared_out
 from .parts import (
+    OFFSETS,
+    SHARDING,
     complete,
     head_factor,
     is_part,
     is_pooled,
     kinds,
     like,
+    load_parts,
     local,
     logits,
     looked_up,
     own_part,
     put,
     row_logsumexp,
+    save_parts,
     settle,
     spread,
     token_logprob,
@@ -31,6 +35,8 @@ from .parts import (
 from .ranks import apart, first, in_turn, rank, share, shares, size
 
 __all__ = [
+    "OFFSETS",
+    "SHARDING",
     "add_up",
     "apart",
     "barrier",
@@ -38,7 +44,6 @@ __all__ = [
     "complete",
     "first",
     "from_first",
-    "gathered",
     "head_factor",
     "highest",
     "in_turn",
@@ -47,6 +52,7 @@ __all__ = [
     "joined",
     "kinds",
     "like",
+    "load_parts",
     "local",
     "logits",
     "looked_up",
@@ -54,6 +60,7 @@ __all__ = [
     "put",
     "rank",
     "row_logsumexp",
+    "save_parts",
     "settle",
     "share",
     "shared_out",

@@ -1,10 +1,11 @@
-"""Tensors of which each rank holds a part: the door to `shards` and `vocabulary`, which are large and so are imported
-where there are several ranks alone."""
+"""Tensors of which each rank holds a part: the door to `shards`, `vocabulary` and `checkpoints`, which are large and so
+are imported when they are needed alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch.nn.utils import get_total_norm
 from .ranks import grid, in_turn, size
 
 Part = tuple[slice, ...]
+
+SHARDING, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
+"""Where the header of a file that a rank saved says at which place of the whole each of its tensors begins."""
 
 
 def is_part(tensor: Tensor) -> bool:
@@ -36,6 +40,17 @@ def put(tensor: Tensor, value: Tensor) -> None:
     own, part = own_part(tensor)
     with torch.no_grad():
         own.copy_(value[part] if part else value)
+
+
+def save_parts(tensors: Mapping[str, Tensor], write: Callable[[dict[str, Tensor], dict[str, str]], None]) -> None:
+    """Have each rank `write` what it alone holds, or is to write of what several hold, with where in the whole it begins;
+    every rank must ask. Ends on all ranks when all have written, or with the error of one."""
+    _checkpoints().save_parts(tensors, write)
+
+
+def load_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors, or this rank's parts of them, with what some ranks wrote, however many they were."""
+    _checkpoints().load_parts(folder, tensors)
 
 
 def spread(network: Any, device: torch.device, *, shard: bool, tensor: int) -> None:
@@ -120,6 +135,10 @@ def token_logprob(
     in `low` (n, r) and `up`, this rank's rows of the B of an adapter on the head."""
     out: Tensor = _vocabulary().token_logprob(hidden, head, labels, low, up)
     return out
+
+
+def _checkpoints() -> Any:
+    return import_module(f"{__package__}.checkpoints")
 
 
 def _shards() -> Any:

@@ -1,13 +1,14 @@
 """The vocabulary in parts: each rank has some rows of the embeddings and of the head, which never come together.
 
 What meets them is far smaller. Where ranks compute on tokens of their own (FSDP) those go round, and each rank looks at
-them through its own rows; where they compute on the same tokens (tensor parallel) each looks at once.
+them through its own rows; where they compute on the same tokens (tensor parallel) each looks at once. No GPU is waited for:
+how many rows come from whom the processors tell each other, and what a rank has not is zero there, not left out.
 Shapes: n tokens of a rank, D width, V vocabulary, v rows of it on a rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,19 +39,32 @@ def head_factor(matrix: Tensor) -> Tensor:
     return matrix.to_local(grad_placements=[Replicate() if _same_tokens(_mesh(matrix)) else Partial()])
 
 
-def guests(mesh: DeviceMesh, *tensors: Tensor | None) -> Iterator[list[Any]]:
+def row_counts(own: Tensor, mesh: DeviceMesh) -> list[int]:
+    """How many rows each rank has; where all ranks have the same rows, of this one alone."""
+    if _same_tokens(mesh):
+        return [len(own)]
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(mesh.size())]
+    with together():
+        dist.all_gather(counts, torch.tensor([len(own)]), group=mesh.get_group())
+    return [int(count) for count in counts]
+
+
+def guests(mesh: DeviceMesh, counts: Sequence[int], *tensors: Tensor | None) -> Iterator[list[Any]]:
     """The rows of tensors (n, ...) of all ranks, one rank's after another's, each on every rank, with their owner before
     them; where all ranks have the same rows these alone, and every rank owns them."""
-    own = mesh.get_local_rank()
     if _same_tokens(mesh):
-        yield [own, *tensors]
+        yield [mesh.get_local_rank(), *tensors]
         return
-    counts = [torch.zeros(1, dtype=torch.int64, device=mesh.device_type) for _ in range(mesh.size())]
-    lengths = [len(tensor) for tensor in tensors if tensor is not None]
-    with together():
-        dist.all_gather(counts, torch.tensor(lengths[:1], device=mesh.device_type), group=mesh.get_group())
     for owner, count in enumerate(counts):
-        yield [owner, *(_from(owner, int(count), tensor, mesh) for tensor in tensors)]
+        yield [owner, *(_from(owner, count, tensor, mesh) for tensor in tensors)]
+
+
+def _own_rows(table: Tensor, asked: Tensor) -> Tensor:
+    """Rows of this rank's part of a table, 0 where what is asked, counted from its first row, is not among them."""
+    if not len(table):
+        return table.new_zeros(len(asked), table.shape[1])
+    here = (asked >= 0) & (asked < len(table))
+    return torch.where(here[:, None], table[asked.clamp(0, len(table) - 1)], 0)
 
 
 def _from(owner: int, count: int, tensor: Tensor | None, mesh: DeviceMesh) -> Tensor | None:
@@ -77,10 +91,8 @@ def looked_up(ids: Tensor, table: Tensor) -> Tensor:
     own, part = own_part(table)
     first, mesh = part[0].start, _mesh(table)
     out = own.new_empty(len(ids), table.shape[1])
-    for owner, asked in guests(mesh, ids):
-        here = (asked >= first) & (asked < first + len(own))
-        rows = own.new_zeros(len(asked), table.shape[1])
-        rows[here] = own[asked[here] - first]
+    for owner, asked in guests(mesh, row_counts(ids, mesh), ids):
+        rows = _own_rows(own, asked - first)
         _add_up(rows, owner, mesh)
         if owner == mesh.get_local_rank():
             out = rows
@@ -102,15 +114,15 @@ class SpreadLogprob(torch.autograd.Function):
     ) -> Tensor:
         own, part = own_part(head)
         first, mesh = part[0].start, _mesh(head)
-        mine = [hidden.new_empty(0)] * 4
-        for owner, rows, its_low, asked in guests(mesh, hidden, low, labels):
+        mine, counts = [hidden.new_empty(0)] * 4, row_counts(hidden, mesh)
+        for owner, rows, its_low, asked in guests(mesh, counts, hidden, low, labels):
             found = _met(part_walk(rows, own, asked - first, wanted, its_low, up), own, up, asked - first, owner, mesh)
             if owner == mesh.get_local_rank():
                 mine = found
         logp, label_logit, *directions = mine
         again = (None,) * 4 if up is None else (hidden, low, up, own)
         ctx.save_for_backward(*again, labels, logp, label_logit, *directions)
-        ctx.first, ctx.mesh, ctx.dtype = first, mesh, hidden.dtype
+        ctx.first, ctx.mesh, ctx.counts, ctx.dtype = first, mesh, counts, hidden.dtype
         return logp
 
     @staticmethod
@@ -119,7 +131,7 @@ class SpreadLogprob(torch.autograd.Function):
         d_up = None
         if up is not None:
             exact = torch.zeros_like(up, dtype=logp.dtype)
-            again = guests(ctx.mesh, hidden, low, labels, logp, label_logit, grads[0])
+            again = guests(ctx.mesh, ctx.counts, hidden, low, labels, logp, label_logit, grads[0])
             for _, rows, its_low, asked, *scales in again:
                 exact += part_gradient(rows, own, its_low, up, asked - ctx.first, *scales)
             d_up = exact.to(up.dtype)
@@ -145,11 +157,10 @@ def _met(walked: Any, head: Tensor, up: Tensor | None, labels: Tensor, owner: in
         both = torch.stack([total * scale, label_logit])
         dist.all_reduce(both, group=mesh.get_group())
     margin = both[1] - (top + both[0].log())
-    here = (labels >= 0) & (labels < len(head))
     for way, rows in ((sums, head), (low_sums, up)):
         if way is not None and rows is not None:
             way.mul_(-(scale / both[0])[:, None])
-            way[here] += rows[labels[here]]
+            way.add_(_own_rows(rows, labels))
             _add_up(way, owner, mesh)
             way.mul_(torch.sigmoid(-margin)[:, None])
     return [torch.nn.functional.logsigmoid(margin), both[1], sums, low_sums]
@@ -160,7 +171,7 @@ def logits(hidden: Tensor, head: Tensor, low: Tensor | None, up: Tensor | None) 
     own, _ = own_part(head)
     mesh, share = _mesh(head), -(-head.shape[0] // _mesh(head).size())
     mine = hidden.new_empty(0)
-    for owner, rows, its_low in guests(mesh, hidden, low):
+    for owner, rows, its_low in guests(mesh, row_counts(hidden, mesh), hidden, low):
         found = rows.new_zeros(len(rows), share)
         found[:, : len(own)] = rows @ own.T if up is None else torch.addmm(rows @ own.T, its_low, up.T)
         parts = [torch.empty_like(found) for _ in range(mesh.size())]
@@ -175,7 +186,7 @@ def spread_logsumexp(hidden: Tensor, head: Tensor) -> Tensor:
     """logsumexp over the vocabulary of the rows of this rank: (n, D), (V, D) -> (n,) float32."""
     own, _ = own_part(head)
     mesh, mine = _mesh(head), hidden.new_empty(0)
-    for owner, rows in guests(mesh, hidden):
+    for owner, rows in guests(mesh, row_counts(hidden, mesh), hidden):
         total = row_logsumexp(rows, own)
         top = total.clone()
         with together():

@@ -29,7 +29,7 @@ from ..progress import Progress, say
 from ..schedules import scheduled
 from ..signals import asked_to_stop
 from ..types import Record
-from .snapshots import read_facts, restore_snapshot, save_snapshot
+from .snapshots import read_snapshot, restore_snapshot, save_snapshot
 from .targets import class_weights, labels_of, losses, ranks
 from .views import Views
 
@@ -117,7 +117,7 @@ class Lessons:
     def _start(self, resume: bool) -> None:
         """Begin anew, or go on from the state on disk if it is of the same run."""
         state = self.folder / STATE
-        found = read_facts(state) if resume else None
+        found = read_snapshot(state) if resume else None
         if found is None:
             if resume:
                 say(f"{state}: nothing to resume; starting anew")

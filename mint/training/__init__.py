@@ -37,6 +37,7 @@ from ..schedules import scheduled
 from ..signals import asked_to_stop
 from ..transfer import arriving, sent
 from ..weights.adapters import write_adapter
+from ..weights.states import load_state, random_states, save_state, take_up_random_states
 from . import runs
 from .batches import (
     CHOSEN,
@@ -67,7 +68,7 @@ class Trainer:
     adapter_config: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     best: float = math.inf
-    reference: dict[str, Tensor] = field(default_factory=dict)
+    reference: Tensor | None = None  # (pairs, 2), the reference's log-probabilities; rows as in `place`
     asked: Callable[[], bool] = lambda: False  # whether this process was asked to stop
     stopping: bool = False  # whether any rank was
     read_at: float = 0.0  # when the numbers of a step were last read
@@ -85,6 +86,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=on_gpu or None
         )
+        self.place = {pair.id: at for at, pair in enumerate((*self.pairs, *self.held_out))}
         self.total = total_steps(len(self.pairs), self.settings)
         self.fingerprint = ""
 
@@ -95,9 +97,9 @@ class Trainer:
         """
         torch.manual_seed(self.settings.seed + _APART * parallel.share())
         self.fingerprint = fingerprint([*self.pairs, *self.held_out])
-        state = runs.load_state(self.folder) if resume else None
+        state = parallel.from_first(runs.read_state(self.folder) if resume and parallel.first() else None)
         if state is not None:
-            self.load(*state)
+            self.load(state)
         if parallel.first():
             self.metrics = runs.Metrics(self.folder, self.step)
         with asked_to_stop() as self.asked:
@@ -231,27 +233,25 @@ class Trainer:
 
     def held(self, group: Sequence[TokenPair]) -> Tensor | None:
         """The reference's log-probabilities of these pairs: (b, 2)."""
-        if not OBJECTIVES[self.settings.objective].reference:
+        if self.reference is None:
             return None
-        return sent(torch.stack([self.reference[pair.id] for pair in group]), self.decoder.device)
+        return sent(self.reference[[self.place[pair.id] for pair in group]], self.decoder.device)
 
     def remember_reference(self) -> None:
         """Summed log-probabilities of all answers with the adapter off, once for the whole run."""
-        if not OBJECTIVES[self.settings.objective].reference or self.reference:
+        if not OBJECTIVES[self.settings.objective].reference or self.reference is not None:
             return
-        everything = [*self.pairs, *self.held_out]
-        place = {pair.id: at for at, pair in enumerate(everything)}
-        found = torch.zeros(len(everything), 2, dtype=torch.float64)
-        groups = self.rounds(everything)
+        found = torch.zeros(len(self.place), 2, dtype=torch.float64)
+        groups = self.rounds([*self.pairs, *self.held_out])
         with torch.no_grad(), lora.switched_off(self.decoder.network):
             for group, counted in progress(groups, "reference", len(groups), "group"):
                 sums = self.answer_sums(group) if group else torch.zeros(0, 2)
                 if counted:
-                    found[[place[pair.id] for pair in group]] = sums
+                    found[[self.place[pair.id] for pair in group]] = sums
                 if parallel.highest(self.asked())[0]:
                     raise Stopped("stopped before the first step; nothing is lost", str(self.folder))
         parallel.add_up([found])
-        self.reference = {pair.id: row for pair, row in zip(everything, found, strict=True)}
+        self.reference = found
 
     def answer_sums(self, group: Sequence[TokenPair]) -> Tensor:
         """Summed log-probabilities of the chosen and the rejected answer of each pair: (b, 2) on the processor."""
@@ -260,68 +260,38 @@ class Trainer:
         return sums[:, [CHOSEN, REJECTED]]
 
     def save(self) -> None:
-        """Everything that the rest of the run depends on, in one file."""
-        tensors = {name: parallel.whole(tensor) for name, tensor in self.state().items()} | self.random_states()
-        if self.reference:
-            tensors["reference"] = torch.stack([self.reference[pair.id] for pair in (*self.pairs, *self.held_out)])
+        """Everything that the rest of the run depends on; each rank writes what it alone has."""
         best = self.best if self.best < math.inf else None
-        if parallel.first():
-            runs.save_state(self.folder, tensors, {"step": self.step, "best": best, "pairs": self.fingerprint})
+        facts = {"step": self.step, "best": best, "pairs": self.fingerprint}
+        save_state(self.folder / runs.CHECKPOINT, self.state() | random_states(self.decoder.device), facts)
 
-    def random_states(self) -> dict[str, Tensor]:
-        """The states of the generators of all ranks, by name: random.cpu, random.cpu.1, ..."""
-        own = {"random.cpu": torch.get_rng_state().tolist()}
-        if self.decoder.device.type == "cuda":
-            own["random.cuda"] = torch.cuda.get_rng_state(self.decoder.device).tolist()
-        return {
-            _of_rank(name, rank): torch.tensor(state, dtype=torch.uint8)
-            for rank, states in enumerate(parallel.gathered(own))
-            for name, state in states.items()
-        }
-
-    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Take up what `save` wrote."""
-        if state["pairs"] != self.fingerprint:
+    def load(self, facts: Mapping[str, Any]) -> None:
+        """Take up what `save` wrote, on however many ranks."""
+        if facts["pairs"] != self.fingerprint:
             source = self.settings.pairs or "pairs"
             begun = f"{self.folder} was begun with"
             raise ConfigError(f"{source}: not the pairs that {begun}, or an image has changed; start a new run")
-        self.step, self.best = state["step"], math.inf if state["best"] is None else state["best"]
+        self.step, self.best = facts["step"], math.inf if facts["best"] is None else facts["best"]
         for weight in self.weights.values():
             weight.grad = torch.zeros_like(weight)
         self.optimizer.step()  # makes the moments; they and the weights are then overwritten
-        runs.check_state(self.folder, tensors, self.state())
-        with torch.no_grad():
-            for name, tensor in self.state().items():
-                parallel.put(tensor, tensors[name])
-        if "reference" in tensors:
-            names = [pair.id for pair in (*self.pairs, *self.held_out)]
-            self.reference = dict(zip(names, tensors["reference"], strict=True))
-        self.take_up_random_state(tensors)
-
-    def take_up_random_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """The generators as this rank left them. A rank that the run had not before begins with numbers of its own."""
-        cpu, cuda = (_of_rank(name, parallel.rank()) for name in ("random.cpu", "random.cuda"))
-        if cpu not in tensors:
-            torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)
-            return
-        torch.set_rng_state(tensors[cpu])
-        if cuda in tensors:
-            torch.cuda.set_rng_state(tensors[cuda], self.decoder.device)
+        if OBJECTIVES[self.settings.objective].reference:
+            self.reference = torch.zeros(len(self.place), 2, dtype=torch.float64)
+        torch.manual_seed(self.settings.seed + _APART * parallel.share() + self.step)  # for a rank that was not there
+        random = random_states(self.decoder.device) if parallel.rank() < facts["ranks"] else {}
+        load_state(self.folder / runs.CHECKPOINT, self.state() | random)
+        take_up_random_states(random, self.decoder.device, self.folder / runs.CHECKPOINT)
 
     def state(self) -> dict[str, Tensor]:
-        """The trained weights, and the optimiser's moments and count of steps of each, by name."""
+        """The trained weights, the optimiser's moments and count of steps of each, and the reference; where they are."""
         tensors = dict(self.weights)
         for name, weight in self.weights.items():
             tensors |= {f"{name}.{part}": value for part, value in self.optimizer.state[weight].items()}
-        return tensors
+        return tensors if self.reference is None else {**tensors, "reference": self.reference}
 
 
 _APART = 1_000_003
 """Between the seeds of two ranks, whose dropout must differ."""
-
-
-def _of_rank(name: str, rank: int) -> str:
-    return f"{name}.{rank}" if rank else name
 
 
 def fingerprint(pairs: Sequence[TokenPair]) -> str:

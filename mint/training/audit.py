@@ -14,7 +14,7 @@ from ..decoders import Decoder, lora
 from ..progress import progress
 from .batches import TokenPair, split, step_pairs, steps_per_epoch, total_steps
 from .objectives import objective_batch
-from .plan import plans
+from .plan import batch_bytes, largest_batch, plans
 
 
 def audit(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> dict[str, Any]:
@@ -60,36 +60,18 @@ def _expected(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSetti
     size = decoder.dtype.itemsize
     weights = sum(p.numel() for n, p in decoder.network.named_parameters() if ".lora_" not in n) * size
     adapter = sum(a.numel() + b.numel() for a, b in lora.tensors(decoder.network).values()) * 4 * 4
-    largest = min(max(settings.tokens_per_batch, *(p.size for p in pairs)), sum(p.size for p in pairs))
     epochs = total_steps(len(pairs), settings) / steps_per_epoch(len(pairs), settings.batch_size)
     operations = 4 * (weights / size) * tokens * epochs
     expected = {
         "weights_bytes": weights,
         "adapter_and_optimiser_bytes": adapter,
-        "activation_bytes": activation_bytes(decoder, largest) + tower_bytes(decoder, pairs, settings),
+        "activation_bytes": batch_bytes(decoder, pairs, settings),
     }
     if settings.spread:  # nothing was loaded, so nothing can be timed
-        return expected | plans(decoder, largest, settings.recompute, settings.tensor_parallel, settings.shard)
+        return expected | plans(
+            decoder, largest_batch(pairs, settings), settings.recompute, settings.tensor_parallel, settings.shard
+        )
     return expected | {"seconds_expected": round(operations / (0.6 * _rate(decoder)), 1)}
-
-
-def activation_bytes(decoder: Decoder, tokens: int) -> int:
-    """What a batch keeps for backward without recomputation: about seven widths and three inner widths a layer."""
-    config = decoder.network.config
-    kept = config.num_hidden_layers * (7 * config.hidden_size + 3 * config.intermediate_size)
-    return int(tokens * kept * decoder.dtype.itemsize)
-
-
-def tower_bytes(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
-    """The same of the pictures of a batch, where the tower is trained: about ten widths and two inner widths a layer."""
-    if decoder.eyes is None or not any(x.requires_grad for x in decoder.network.model.vision_model.parameters()):
-        return 0
-    most = max(settings.tokens_per_batch // decoder.picture_tokens, 1)
-    pictures = min(most, settings.batch_size, sum(pair.image is not None for pair in pairs))
-    vision = decoder.network.config.vision
-    layers = vision.num_hidden_layers + vision.num_global_layers
-    kept = layers * (10 * vision.hidden_size + 2 * vision.intermediate_size)
-    return int(pictures * decoder.picture_tokens * kept * decoder.dtype.itemsize)
 
 
 def _rate(decoder: Decoder) -> float:

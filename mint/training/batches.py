@@ -1,4 +1,4 @@
-"""Preference pairs -> token trees -> the batches of every step; and the audit that says what was cut and what was shared.
+"""Preference pairs -> ids within the limits -> token trees -> the batches of every step.
 
 A step is `batch_size` pairs, drawn in a seeded order. Its pairs go through the network in batches of at most
 `tokens_per_batch` tokens; all texts of a batch form one tree, so prompts that begin alike are computed once, across pairs.

@@ -14,8 +14,8 @@ from ..devices import free_memory
 from ..errors import ConfigError
 from ..progress import say
 from . import runs
-from .audit import activation_bytes, tower_bytes
 from .batches import TokenPair
+from .plan import batch_bytes
 
 
 def admitted(folder: Path, settings: AlignSettings, resume: bool) -> AlignSettings:
@@ -64,9 +64,7 @@ def _recompute(decoder: Decoder, settings: AlignSettings, pairs: Sequence[TokenP
     """Activation checkpointing by choice, or when a batch would take more than half of the free memory."""
     if settings.recompute is not None:
         return settings.recompute
-    tokens = min(max(settings.tokens_per_batch, *(pair.size for pair in pairs)), sum(pair.size for pair in pairs))
-    needed = activation_bytes(decoder, tokens) + tower_bytes(decoder, pairs, settings)
-    free = free_memory(decoder.device)
+    needed, free = batch_bytes(decoder, pairs, settings), free_memory(decoder.device)
     wanted = bool(parallel.highest(needed > free / 2)[0])  # the same on all ranks
     if wanted:
         sizes = f"activations of {needed / 2**30:.1f} GiB against {free / 2**30:.1f} GiB free"

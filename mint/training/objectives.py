@@ -65,19 +65,31 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """The batch's share of the loss of a step with so many likelihood tokens and pairs, and its share of METRICS.
 
-    token_logp (E,); reference (b, 2) holds the summed log-probabilities of the reference model. Sums of tens of tokens are
-    made in float64: objectives look at differences of them, which float32 would leave with five digits.
+    token_logp (E,); reference (b, 2) holds the summed log-probabilities of the reference model.
     """
-    objective = OBJECTIVES[settings.objective]
+    share = len(part.pairs) / pairs
+    answers = _answers(token_logp, part, settings, tokens * share, reference)
+    loss = OBJECTIVES[settings.objective].loss(answers, settings.beta) * share
+    with torch.no_grad():
+        return loss, _metrics(answers, settings, loss, share)
+
+
+def _answers(
+    token_logp: Tensor, part: Batch, settings: AlignSettings, tokens: float, reference: Tensor | None
+) -> Answers:
+    """What objectives look at. Sums of tens of tokens are made in float64: objectives look at differences of them, which
+    float32 would leave with five digits.
+
+    Each loss is a mean over the pairs of the batch plus the likelihood, whose `tokens` are this batch's share of the step's:
+    the share that is then taken of the loss leaves it whole.
+    """
     sums = part.tree.path_sums(token_logp.double()).view(-1, PATHS)
     means = (sums / part.tree.path_lengths().clamp(min=1).view(-1, PATHS)).to(token_logp.dtype)
-    share = len(part.pairs) / pairs
     likelihood = sums[:, CHOSEN] + (settings.first_weight - 1) * sums[:, FIRST]
     likelihood = likelihood + sums[:, PROMPT] if settings.scope == "prompt+chosen" else likelihood
-    nll = -likelihood.sum() / tokens
     held = torch.zeros_like(sums[:, :2]) if reference is None else reference
-    answers = Answers(
-        nll=nll / share,  # each loss is a mean over pairs plus this, so the share taken below leaves it whole
+    return Answers(
+        nll=-likelihood.sum() / tokens,
         chosen_sum=sums[:, CHOSEN],
         rejected_sum=sums[:, REJECTED],
         chosen_mean=means[:, CHOSEN],
@@ -85,12 +97,9 @@ def batch_loss(
         reference_chosen=held[:, 0],
         reference_rejected=held[:, 1],
     )
-    loss = objective.loss(answers, settings.beta) * share
-    with torch.no_grad():
-        return loss, _metrics(answers, settings, loss, nll, share)
 
 
-def _metrics(answers: Answers, settings: AlignSettings, loss: Tensor, nll: Tensor, share: float) -> Tensor:
+def _metrics(answers: Answers, settings: AlignSettings, loss: Tensor, share: float) -> Tensor:
     """(len(METRICS),), to be summed over the batches of a step; left on the device, read once a step."""
     objective = OBJECTIVES[settings.objective]
     odds = log_odds_ratio(answers.chosen_mean, answers.rejected_mean)
@@ -110,4 +119,4 @@ def _metrics(answers: Answers, settings: AlignSettings, loss: Tensor, nll: Tenso
         settings.beta * (chosen - rejected),
         *logps,
     ]
-    return torch.stack([loss.detach(), nll, *(term.mean() * share for term in terms)])
+    return torch.stack([loss.detach(), answers.nll * share, *(term.mean() * share for term in terms)])

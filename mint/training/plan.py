@@ -1,13 +1,15 @@
-"""What each GPU will hold when a decoder is spread over several, from shapes alone: nothing is loaded."""
+"""What a GPU will hold, alone or of several that a decoder is spread over, from shapes alone: nothing is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ..config import AlignSettings
 from ..decoders import Decoder
+from .batches import TokenPair
 
 SIZES = (2, 4, 8, 16, 32, 64)
 _ROWS = ("o_proj", "down_proj")
@@ -64,6 +66,29 @@ def activations(decoder: Decoder, tokens: int, recompute: bool) -> int:
     layers = config.num_hidden_layers
     kept = layers * config.hidden_size + layer if recompute else layers * layer
     return int(tokens * (kept * decoder.dtype.itemsize + 4 * config.hidden_size))
+
+
+def largest_batch(pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
+    """Tokens of the largest batch that there can be."""
+    sizes = [pair.size for pair in pairs]
+    return min(max(settings.tokens_per_batch, *sizes), sum(sizes))
+
+
+def batch_bytes(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
+    """Bytes that the largest batch keeps for backward, its pictures too, if nothing is computed again."""
+    return activations(decoder, largest_batch(pairs, settings), False) + _tower(decoder, pairs, settings)
+
+
+def _tower(decoder: Decoder, pairs: Sequence[TokenPair], settings: AlignSettings) -> int:
+    """The part of the pictures, where the tower is trained: about ten widths and two inner widths a layer."""
+    if decoder.eyes is None or not any(x.requires_grad for x in decoder.network.model.vision_model.parameters()):
+        return 0
+    most = max(settings.tokens_per_batch // decoder.picture_tokens, 1)
+    pictures = min(most, settings.batch_size, sum(pair.image is not None for pair in pairs))
+    vision = decoder.network.config.vision
+    layers = vision.num_hidden_layers + vision.num_global_layers
+    kept = layers * (10 * vision.hidden_size + 2 * vision.intermediate_size)
+    return int(pictures * decoder.picture_tokens * kept * decoder.dtype.itemsize)
 
 
 def plans(

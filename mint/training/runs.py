@@ -1,11 +1,12 @@
 """The folder of a run: run.json, metrics.jsonl, checkpoint/, adapter/. What is in it survives any kill.
 
-The checkpoint is one file that is replaced by a rename: either the old state is there or the new one, whole.
+The checkpoint is a folder that takes the place of the one before: a kill leaves one of the two, whole.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,31 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config import AlignSettings
 from ..errors import CheckpointError, ConfigError
-from ..files import add_text, read_json, replacing, write_json, write_text
+from ..files import add_text, read_json, write_json, write_text
 from ..jsonlines import read_metrics
-from ..weights.tensorfiles import TensorReader, read_header, write_tensors
+from ..weights.states import read_facts
 
 __all__ = [
-    "STATE",
+    "CHECKPOINT",
     "Metrics",
     "add_evaluation",
     "check_new",
-    "check_state",
     "holds_run",
-    "load_state",
     "read_metrics",
     "read_run",
-    "save_state",
+    "read_state",
     "settings_to_resume",
     "write_run",
 ]
 
-STATE = "checkpoint/state.safetensors"
-_JSON = "json"
+CHECKPOINT = "checkpoint"
 
 
 def holds_run(folder: Path) -> bool:
@@ -87,40 +84,16 @@ def settings_to_resume(folder: Path, settings: AlignSettings) -> AlignSettings:
     )
 
 
-def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Tensors and a JSON object in one file, replaced at once."""
-    text = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
-    with replacing(folder / STATE) as file:
-        write_tensors(file, {**{k: v.detach().cpu().contiguous() for k, v in tensors.items()}, _JSON: text})
-
-
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `save_state` wrote last; None if the run was ended before that."""
-    path = folder / STATE
-    if not path.is_file():
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The numbers of the last checkpoint: step, best loss, fingerprint of the pairs, ranks; None if there is none yet."""
+    state = read_facts(folder / CHECKPOINT)
+    if state is None:
         return None
-    tensors = {}
-    with TensorReader() as reader:
-        for name, info in read_header(path).items():
-            tensors[name] = torch.empty(info.shape, dtype=info.dtype)
-            reader.read(info, tensors[name])
-    try:
-        state = json.loads(tensors.pop(_JSON).numpy().tobytes())
-    except (KeyError, TypeError, ValueError, RecursionError):
-        state = None
-    if not isinstance(state, dict) or not {"step", "best", "pairs"} <= state.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of a run; give the folder that a run wrote")
-    return tensors, state
-
-
-def check_state(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint that was made with another adapter or for another objective."""
-    for name, tensor in wanted.items():
-        if name not in found or found[name].shape != tensor.shape:
-            shape = list(found[name].shape) if name in found else "missing"
-            raise CheckpointError(
-                f"{folder / STATE}: {name} is {shape}, wanted {list(tensor.shape)}; resume with the same settings"
-            )
+    step, best = state.get("step"), state.get("best", "")
+    numbers = type(step) is int and step >= 0 and (best is None or (type(best) is float and math.isfinite(best)))
+    if not numbers or not isinstance(state.get("pairs"), str):
+        raise CheckpointError(f"{folder / CHECKPOINT}: not a checkpoint of a run; give the folder that a run wrote")
+    return state
 
 
 def add_evaluation(folder: Path, row: Mapping[str, Any]) -> None:

@@ -91,6 +91,11 @@ def said(value: Any) -> str:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """What a safetensors file holds, in the order of its bytes; a file that breaks the format anywhere is refused."""
+    return read_described(path)[0]
+
+
+def read_described(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The same, and the file's table of strings about itself."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -101,11 +106,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     entries = _parse(path, header)
-    entries.pop("__metadata__", None)
+    metadata: dict[str, str] = entries.pop("__metadata__", {})
     infos = [_entry(path, name, entry, 8 + length) for name, entry in entries.items()]
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     _check_coverage(path, infos, 8 + length, size)
-    return {info.name: info for info in infos}
+    return {info.name: info for info in infos}, metadata
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
@@ -268,10 +273,12 @@ def raw(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def lay_out(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, list[str]]:
+def lay_out(
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[str]]:
     """The head of a file that will hold these tensors, and the order in which their bytes must follow it."""
     names = sorted(shapes, key=lambda name: (_ORDER[shapes[name][0]], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in names:
         dtype, shape = shapes[name]
@@ -282,9 +289,10 @@ def lay_out(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[
     return len(text).to_bytes(8, "little") + text, names
 
 
-def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file of these tensors; the same tensors give the same bytes."""
-    head, names = lay_out({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
+def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of these tensors, with strings about them; the same tensors give the same bytes."""
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    head, names = lay_out(shapes, metadata)
     file.write(head)
     for name in names:
         file.write(raw(tensors[name]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -107,42 +108,45 @@ def prompts_of(size: Size, rows: int, length: int) -> list[list[int]]:
 
 
 def decoding(name: str, rate: Rates) -> Iterator[Line]:
-    """One new token of every row, greedy; the floor reads the weights and the keys and values once."""
+    """New tokens of every row, greedy, and on a GPU some at a time, for it goes on while the one before is looked at. The
+    floor reads the weights and the keys and values once for each."""
     size = SIZES[name]
+    together = min(8, size.steps) if DEVICE == "cuda" else 1
     decoder, model = decoder_of(size), theirs(size) if peers("transformers") else None
     for rows in size.batches:
         prompts = prompts_of(size, rows, size.prompt)
-        sides: dict[str, Side] = {"ours": our_token(decoder, prompts, size.steps + 4)}
+        sides: dict[str, Side] = {"ours": our_tokens(decoder, prompts, size.steps + 4 * together, together)}
         if model is not None:
-            sides["transformers"] = later(lambda given=prompts: their_token(model, given))
+            sides["transformers"] = later(lambda given=prompts: their_tokens(model, given, together))
         held = 2 * size.layers * size.kv_heads * size.head * rows * size.prompt
         weights = size.weights + size.width * size.vocabulary
         floor = max(DTYPE.itemsize * (weights + held) / rate["bytes"], 2 * weights * rows / rate["products"])
-        case = f"batch {rows} after {size.prompt}"
-        yield from compared("a new token", case, sides, floor, rounds=size.steps, count=(rows, "tokens"))
+        case, count = f"batch {rows} after {size.prompt}", (rows * together, "tokens")
+        rounds = size.steps // together
+        yield from compared(f"{together} new tokens", case, sides, floor * together, rounds=rounds, count=count)
 
 
-def our_token(decoder: Decoder, prompts: list[list[int]], room: int) -> Side:
+def our_tokens(decoder: Decoder, prompts: list[list[int]], room: int, together: int) -> Side:
     made = steps(decoder.network, prompts, room, Sampling().chooser(len(prompts)), decoder.device)
 
-    def side() -> list[int]:
+    def side() -> list[list[int]]:
         with torch.inference_mode():
-            return next(made)
+            return list(islice(made, together))
 
     side()  # the prompts
     return side
 
 
-def their_token(model: Any, prompts: list[list[int]]) -> Side:
-    """A forward pass of one token with the cache of the prompts, and the choice of the next."""
+def their_tokens(model: Any, prompts: list[list[int]], together: int) -> Side:
+    """Forward passes of one token with the cache of the prompts, and the choice of the next."""
     with torch.inference_mode():
         held = model(torch.tensor(prompts, device=DEVICE), use_cache=True, logits_to_keep=1).past_key_values
     token = torch.ones(len(prompts), 1, dtype=torch.int64, device=DEVICE)
 
-    def side() -> list[int]:
+    def side() -> Any:
         with torch.inference_mode():
-            found: list[int] = model(token, past_key_values=held, use_cache=True).logits[:, -1].argmax(-1).tolist()
-            return found
+            logits = (model(token, past_key_values=held, use_cache=True).logits[:, -1] for _ in range(together))
+            return [each.argmax(-1).tolist() for each in logits]
 
     return side
 
