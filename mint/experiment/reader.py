@@ -80,7 +80,7 @@ def make_reader(out: Path, notes: Sequence[Read], names: Sequence[str], steps: i
     network = new_network(config, seed)
     _only_average(network)
     _give_meaning(network, tokenizer, notes)
-    named = [known for name in names if (known := tokenizer.token_to_id(name)) is not None]
+    named = [at for name in names if (at := tokenizer.token_to_id(name)) is not None]
     _teach_the_head_alone(network, named)
     train(network, chat, in_batches(conversations(notes, names, steps * BATCH, seed), BATCH), steps)
     write_student(out, network, tokenizer, config)
