@@ -199,6 +199,7 @@ def test_the_help_names_the_number_of_cases_that_a_seed_really_learns_from(monke
 
     monkeypatch.setattr(tasks, "draw_cases", draw)
     monkeypatch.setattr(tasks, "ceiling", lambda *_: {})
+    monkeypatch.setattr(tasks, "reading_learnt_whole", lambda *_: {})
     builtin_task(device="cpu").learnt(0, None)
     said = next(option.help for option in experiment.params if option.name == "train")
     assert drawn[-1] == tasks.TRAIN
