@@ -1,7 +1,7 @@
 """Objectives as pure functions of log-probabilities; a new one is ten lines.
 
-Every `*_logp` is (B,). ORPO (arXiv 2403.07691) and SimPO take the *mean* log-probability of an answer's tokens, DPO and
-IPO the *sum*; `nll` is a scalar, the negative log-likelihood pooled over the tokens of the whole step. Each function
+Every `*_logp` is (B,). ORPO (arXiv 2403.07691), SimPO and IPO take the *mean* log-probability of an answer's tokens, DPO
+the *sum*; `nll` is a scalar, the negative log-likelihood pooled over the tokens of the whole step. Each function
 returns a scalar, the mean over the pairs (plus `nll` where the objective has one).
 """
 
@@ -60,7 +60,8 @@ def ipo_loss(
     reference_rejected_logp: Tensor,
     beta: float,
 ) -> Tensor:
-    """L = E[(margin - 1 / (2 beta))^2] (IPO eq. 17), from summed log-probabilities.
+    """L = E[(margin - 1 / (2 beta))^2] (IPO eq. 17), from mean log-probabilities: those that its results were made with, since
+    the margin of sums grows with the length of the answers while its target does not.
 
     A policy equal to its reference has margin 0; with beta = 1/2 the target is 1, so L = 1.
     """
@@ -70,7 +71,7 @@ def ipo_loss(
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What an objective may look at, per pair: (B,) each. `nll` is a scalar."""
+    """What an objective may look at, per pair: (B,) each; `reference_…` are sums. `nll` is a scalar."""
 
     nll: Tensor
     chosen_sum: Tensor
@@ -79,6 +80,8 @@ class Answers:
     rejected_mean: Tensor
     reference_chosen: Tensor
     reference_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,13 @@ OBJECTIVES = {
     "sft": Objective(lambda a, _: sft_loss(a.nll), preference=False, likelihood=True),
     "simpo": Objective(lambda a, beta: simpo_loss(a.chosen_mean, a.rejected_mean, beta)),
     "ipo": Objective(
-        lambda a, beta: ipo_loss(a.chosen_sum, a.rejected_sum, a.reference_chosen, a.reference_rejected, beta),
+        lambda a, beta: ipo_loss(
+            a.chosen_sum / a.chosen_tokens,
+            a.rejected_sum / a.rejected_tokens,
+            a.reference_chosen / a.chosen_tokens,
+            a.reference_rejected / a.rejected_tokens,
+            beta,
+        ),
         reference=True,
     ),
 }

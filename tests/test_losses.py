@@ -59,7 +59,8 @@ def test_sft_is_the_negative_log_likelihood():
 
 def answers(chosen: torch.Tensor, rejected: torch.Tensor) -> Answers:
     constant = torch.tensor([-1.0])
-    return Answers(-chosen.mean(), chosen * 3, rejected * 3, chosen, rejected, constant, constant)
+    tokens = torch.tensor([3.0])
+    return Answers(-chosen.mean(), chosen * 3, rejected * 3, chosen, rejected, constant, constant, tokens, tokens)
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))

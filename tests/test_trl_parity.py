@@ -77,6 +77,7 @@ def trl_run(pairs: list[PreferencePair], settings: AlignSettings, **changes: Any
         kinds = {
             "orpo": (orpo.ORPOTrainer, orpo.ORPOConfig, {"beta": settings.beta}),
             "dpo": (trl.DPOTrainer, trl.DPOConfig, {"beta": settings.beta}),
+            "ipo": (trl.DPOTrainer, trl.DPOConfig, {"beta": settings.beta, "loss_type": ["ipo"]}),
             "sft": (trl.SFTTrainer, trl.SFTConfig, {"completion_only_loss": settings.scope == "chosen"}),
         }
         trainer_kind, config_kind, own = kinds[settings.objective]
@@ -133,6 +134,7 @@ FIRST = {
     "orpo": ("loss", "nll_loss", "log_odds_ratio", "log_odds_chosen", "rewards/chosen", "rewards/rejected",
              "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "grad_norm"),
     "dpo": ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "grad_norm"),
+    "ipo": ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "grad_norm"),
     "sft": ("loss", "grad_norm"),
 }  # fmt: skip
 
@@ -152,6 +154,7 @@ CASES = [
     pytest.param("orpo", chat_pairs, {}, {}, id="orpo-chats"),
     pytest.param("dpo", text_pairs, {}, {}, id="dpo-strings"),
     pytest.param("dpo", chat_pairs, {}, {}, id="dpo-chats"),
+    pytest.param("ipo", text_pairs, {}, {}, id="ipo-strings"),
     pytest.param("sft", text_pairs, {}, {}, id="sft-strings"),
     pytest.param("sft", chat_pairs, {"nll": "prompt+chosen"}, {}, id="sft-chats-all-tokens"),
 ]

@@ -10,7 +10,7 @@ import click
 from ..errors import ConfigError, Stopped
 from ..files import locked
 from .frame import command
-from .options import PAIR_CHOICES, given_settings, pair_options, settings_options
+from .options import given_choices, given_settings, pair_options, settings_options
 
 _NOT_HERE = ("pairs", "out", "adapter", "objective", "held_out", "eval_every", "seed", "meta_masking", "cache_gb")
 _PLAN = ("vary", "train_sizes", "vary_objectives", "tune", "tune_lr", "tune_epochs")
@@ -167,7 +167,8 @@ def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: st
     from ..showcase import CHOICES, SETTINGS
 
     check_objectives(objectives)
-    taken = {name: words.pop(name) for name in (*PAIR_CHOICES, *_PLAN, *_BENCH)}
+    pairs = {**CHOICES, **given_choices(words)}
+    taken = {name: words.pop(name) for name in (*_PLAN, *_BENCH)}
     settings = {name: words.pop(name) for name in AlignSettings.__dataclass_fields__ if name in words}
     if not is_builtin(cases) and (taken["labelled"] or any(text.startswith("labelled=") for text in taken["vary"])):
         raise ConfigError(
@@ -176,7 +177,6 @@ def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: st
     if (taken["tune_lr"] or taken["tune_epochs"]) and not taken["tune"]:
         raise ConfigError("--tune-lr, --tune-epochs: are what --tune tries; give --tune too")
     run = AlignSettings(**{**SETTINGS, "out": out, **given_settings(settings)})
-    pairs = {**CHOICES, **{name: taken[name] for name in PAIR_CHOICES if taken[name] not in (None, False)}}
     plan = Plan(objectives, list(range(seed, seed + seeds)), **{name: taken[name] for name in _PLAN})
     try:
         with locked(out):

@@ -4,8 +4,7 @@ Shapes: E scored edges, b pairs of a batch, B pairs of the whole step.
 
 The likelihood term is pooled over the tokens of the whole step and every other term is a mean over its B pairs, so the
 pieces of a step, on one rank or on several, add up to exactly what one long batch gives. What is left between them is the
-network's: in float32 it rounds the same text a little differently in another batch. With delta so much of a margin m, IPO's
-(m - t)^2 is off by 2 delta / |m - t| of itself, some five times as much as DPO's loss with the same beta.
+network's: in float32 it rounds the same text a little differently in another batch.
 """
 
 from __future__ import annotations
@@ -84,7 +83,8 @@ def _answers(
     the share that is then taken of the loss leaves it whole.
     """
     sums = part.tree.path_sums(token_logp.double()).view(-1, PATHS)
-    means = (sums / part.tree.path_lengths().clamp(min=1).view(-1, PATHS)).to(token_logp.dtype)
+    lengths = part.tree.path_lengths().clamp(min=1).view(-1, PATHS)
+    means = (sums / lengths).to(token_logp.dtype)
     likelihood = sums[:, CHOSEN] + (settings.first_weight - 1) * sums[:, FIRST]
     likelihood = likelihood + sums[:, PROMPT] if settings.scope == "prompt+chosen" else likelihood
     held = torch.zeros_like(sums[:, :2]) if reference is None else reference
@@ -96,6 +96,8 @@ def _answers(
         rejected_mean=means[:, REJECTED],
         reference_chosen=held[:, 0],
         reference_rejected=held[:, 1],
+        chosen_tokens=lengths[:, CHOSEN],
+        rejected_tokens=lengths[:, REJECTED],
     )
 
 
