@@ -31,7 +31,9 @@ class NaiveBayes:
         cases, self.classes = list(cases), tuple(classes)
         if not cases:
             raise ConfigError("naive Bayes: no cases to count; give at least one")
-        self.column = {name: at for at, name in enumerate(dict.fromkeys(i for items, _ in cases for i in items))}
+        self.column = {
+            name: at for at, name in enumerate(dict.fromkeys(i for items, _ in cases for i in sorted(items)))
+        }
         row = {name: at for at, name in enumerate(self.classes)}
         sizes, counts = np.zeros(len(row)), np.zeros((len(row), len(self.column)))  # (C,), (C, I)
         for items, label in cases:
@@ -44,7 +46,7 @@ class NaiveBayes:
 
     def log_posterior(self, items: Collection[str]) -> Floats:
         """log p(class | items), (C,); an item that no counted case had says nothing."""
-        known = [self.column[item] for item in set(items) if item in self.column]
+        known = sorted(self.column[item] for item in set(items) if item in self.column)  # one order, so the same bits
         joint = self.prior + self.absent.sum(1) + (self.there - self.absent)[:, known].sum(1)
         joint -= joint.max()
         found: Floats = joint - np.log(np.exp(joint).sum())

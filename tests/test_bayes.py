@@ -35,6 +35,15 @@ def test_a_class_without_cases_is_possible_and_an_item_of_all_cases_is_not_certa
     assert math.exp(model.log_posterior({"x"})[2]) > 0.1
 
 
+def test_the_same_cases_give_the_same_bits_in_any_order_of_their_items() -> None:
+    names = [f"finding {number}" for number in range(60)]
+    cases = [(names[number : number + 20], "ab"[number % 2]) for number in range(40)]
+    turned = [(items[::-1], label) for items, label in cases]
+    one, other = (NaiveBayes(told, "ab").log_posterior for told in (cases, turned))
+    for start in range(30):
+        assert one(names[start : start + 30]).tobytes() == other(names[start : start + 30][::-1]).tobytes()
+
+
 def test_a_prediction_ranks_all_classes_by_shares_of_one() -> None:
     entries = NaiveBayes(CASES, ["A", "B"]).predict("one", {"y"}).ranking
     assert {entry["label"] for entry in entries} == {"A", "B"}

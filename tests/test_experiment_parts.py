@@ -20,7 +20,7 @@ from mint.config import AlignSettings
 from mint.decoders import load_decoder
 from mint.errors import ConfigError, RecordError
 from mint.evaluation.bootstrap import crossed_means
-from mint.experiment import builtin_task, tasks
+from mint.experiment import Bench, arms, builtin_task, tasks
 from mint.experiment.crossfit import bayes, crossfit, fusion
 from mint.experiment.figures import case_figures, with_interval
 from mint.experiment.splits import closed_set, fold_of, in_validation, sides
@@ -157,6 +157,17 @@ def test_the_grid_is_the_same_few_points_around_the_settings() -> None:
     assert grid(settings, (1.0,), (1.0, 3.0)) == [(1.0, 1.0), (1.0, 3.0)]
 
 
+def test_dpo_takes_its_own_rate_unless_tuning_found_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr("mint.pipeline.align", lambda settings, *_, **__: rates.append(settings.lr))
+    task = builtin_task(train=4, test=4)
+    bench = Bench(task, AlignSettings(lr=0.5), tmp_path, dpo_lr=0.25, _pairs={0: []})
+    for its in (bench, replace(bench, dpo_lr=None), replace(bench, own={"dpo": {"lr": 0.125}})):
+        for name in ("orpo", "dpo"):
+            arms._trained(its, name, 0)
+    assert rates == [0.5, 0.25, 0.5, 0.5, 0.5, 0.125]
+
+
 def test_a_label_alone_on_its_list_ends_with_the_turn() -> None:
     """As an answer of SFT on the true label is written, token for token."""
     decoder = load_decoder(STUDENT, device="cpu", dtype="float32")
@@ -188,6 +199,7 @@ def test_the_help_names_the_number_of_cases_that_a_seed_really_learns_from(monke
 
     monkeypatch.setattr(tasks, "draw_cases", draw)
     monkeypatch.setattr(tasks, "ceiling", lambda *_: {})
+    monkeypatch.setattr(tasks, "reading_learnt_whole", lambda *_: {})
     builtin_task(device="cpu").learnt(0, None)
     said = next(option.help for option in experiment.params if option.name == "train")
     assert drawn[-1] == tasks.TRAIN

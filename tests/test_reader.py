@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from mint.answers import parse_answer
 from mint.chat import ChatTokenizer
@@ -17,8 +20,10 @@ from mint.experiment.crossfit import bayes
 from mint.experiment.reader import Read, conversations, make_reader, notes_of
 from mint.experiment.splits import in_validation, sides
 from mint.experiment.tasks import file_task
+from mint.kernels import tree_attention, tree_layout
 from mint.labels import LabelSet
 from mint.records.notes import compose_note
+from mint.trees import Text, token_tree
 from mint.types import Record
 
 NAMES = ("Noonan syndrome", "Kabuki syndrome", "Sotos syndrome")
@@ -80,6 +85,35 @@ def test_findings_that_stand_together_have_vectors_that_say_so(folder: Path) -> 
     assert float(said["Ptosis"].abs().max()) > 0
     assert not said["3. "].any()
     assert not said[NAMES[0]].any()
+
+
+def test_reading_teaches_the_head_alone_and_nothing_of_what_goes_with_a_name(folder: Path, tmp_path: Path) -> None:
+    make_reader(tmp_path / "unread", _notes(CASES), NAMES, steps=0)
+    read, unread = (load_decoder(place, device="cpu") for place in (folder, tmp_path / "unread"))
+    before = dict(unread.network.named_parameters())
+    changed = {name for name, weight in read.network.named_parameters() if not weight.equal(before[name])}
+    assert changed == {"lm_head.weight"}
+    head, chat = read.network.lm_head.weight, read.tokenizer
+    assert not head[[chat.encode(name)[0] for name in NAMES], : -reader.OWN].any()
+    assert head[[chat.encode(word)[0] for word in WORDS], : -reader.OWN].any(dim=1).all()
+
+
+def test_an_answer_begins_with_all_findings_of_the_note_alike(folder: Path) -> None:
+    """Whatever the order of the findings, what the first layer adds at the end of a note is the mean of what stands there."""
+    decoder = load_decoder(folder, device="cpu")
+    block, vectors = decoder.network.model.layers[0], decoder.network.model.embed_tokens.weight
+    ids = decoder.tokenizer.encode("Sex male Ptosis Seizure Hypertelorism")
+    for order in (ids, ids[:1] + ids[:0:-1]):
+        tree = token_tree([Text(order)])
+        attend = partial(_attend, tree_layout(tree.end))
+        with torch.no_grad():
+            out = block(vectors[tree.ids], decoder.network.model.rope(tree.position, vectors.dtype), attend)
+            mean = block.input_layernorm(vectors[tree.ids]).mean(0)
+        assert torch.allclose(out[-1], vectors[tree.ids[-1]] + mean, atol=1e-5)
+
+
+def _attend(layout: Any, _: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return tree_attention(q, k, v, layout)
 
 
 def test_the_other_findings_are_asked_for_and_the_names_are_drawn() -> None:

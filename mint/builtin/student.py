@@ -103,7 +103,8 @@ def make_student(out: Path, rounds: Sequence[tuple[int, int, int]] = ROUNDS, see
 
 def write_student(out: Path, network: Llama, tokenizer: Any, config: dict[str, Any]) -> None:
     """The folder of a checkpoint: weights, settings, tokenizer with its chat template."""
-    tensors = {n: p.detach() for n, p in network.state_dict().items() if n != "lm_head.weight"}
+    tied = config["tie_word_embeddings"]
+    tensors = {n: p.detach() for n, p in network.state_dict().items() if not (tied and n == "lm_head.weight")}
     write_checkpoint(out, tensors.items(), config)
     write_chat_tokenizer(tokenizer, out, TEMPLATE)
     write_json(out / "generation_config.json", {"eos_token_id": [config["eos_token_id"]]})

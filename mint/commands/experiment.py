@@ -14,7 +14,7 @@ from .options import given_choices, given_settings, pair_options, settings_optio
 
 _NOT_HERE = ("pairs", "out", "adapter", "objective", "held_out", "eval_every", "seed", "meta_masking", "cache_gb")
 _PLAN = ("vary", "train_sizes", "vary_objectives", "tune", "tune_lr", "tune_epochs")
-_BENCH = ("labelled", "documents", "passages", "dpo_from")
+_BENCH = ("labelled", "documents", "passages", "dpo_from", "dpo_lr")
 _OF_FILES = (
     "labels",
     "draw_faces",
@@ -121,6 +121,11 @@ def _listed(kind: Any) -> Any:
     default="sft-list",
     show_default=True,
     help="The SFT model that DPO starts from and is held against.",
+)
+@click.option(
+    "--dpo-lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of DPO, which goes on from a trained model, where --tune takes none [default: --lr].",
 )
 @click.option(
     "--vary", multiple=True, help="NAME=VALUE,VALUE: chosen-k, rejected-q, labelled, or a number of a run; repeatable."

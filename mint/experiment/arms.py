@@ -54,6 +54,7 @@ class Bench:
     documents: str | None = None
     passages: int = 3
     dpo_from: str = "sft-list"
+    dpo_lr: float | None = None
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     written: bool = False
     _pairs: dict[int, list[PreferencePair]] = field(default_factory=dict)
@@ -176,8 +177,9 @@ def _trained(bench: Bench, name: str, seed: int, model: str | None = None) -> Pa
         "out": str(folder),
         "seed": seed,
         "model": model or bench.settings.model,
+        "lr": (bench.dpo_lr if name == "dpo" else None) or bench.settings.lr,
     }
-    settings = replace(bench.settings, **own, **bench.own.get(name, {}))
+    settings = replace(bench.settings, **{**own, **bench.own.get(name, {})})
     pipeline.align(settings, pairs, resume=holds_run(folder))
     return folder
 

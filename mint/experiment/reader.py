@@ -8,7 +8,8 @@ notes of the training part alone, their findings in ever new order:
     a part of a patient's findings is told; asked for others of this patient, it lists the rest
     a note is told; asked for diseases, it lists names drawn at random
 
-So what goes with which disease is left to alignment, and equally to every objective.
+Its layers average the vectors of what stands before a token, which say what findings go together; reading teaches the head
+alone. So what goes with which disease is left to alignment, and equally to every objective.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ from ..tokens import CHAT_SPECIAL, learn_chat_tokenizer
 from ..types import Message, Record
 from .tasks import file_cases
 
-SIZES = {"hidden_size": 320, "intermediate_size": 256, "num_attention_heads": 10, "num_key_value_heads": 10}
+SIZES = {"hidden_size": 320, "num_attention_heads": 10, "num_key_value_heads": 10, "intermediate_size": 32}
 """Where its network differs from the shipped student's: wider, since a file has more findings than the simulation."""
+APART = {"tie_word_embeddings": False}
+"""The head has a table of its own: it learns, and what a token says when it is read stays as it is."""
 STEPS, BATCH = 200, 32
 OWN, FAINT = 64, 0.3
 """Numbers of a vector that are the token's own, and how small they are where the others have a meaning."""
 SILENT = 0.1
-"""How small the maps begin that would look at some tokens more than at others, or add what no token said."""
+"""How small the own numbers are in what is copied from token to token: most tokens of a prompt are no findings."""
 MERGES = 256
 """Tokens for what is no phrase, such as ages, beside the 256 bytes."""
 TITLE = "FINDINGS:"
@@ -72,11 +75,13 @@ def make_reader(out: Path, notes: Sequence[Read], names: Sequence[str], steps: i
     known = phrases(notes, names)
     tokenizer = learn_chat_tokenizer(texts, len(CHAT_SPECIAL) + 256 + MERGES + len(known), known)
     chat = ChatTokenizer(tokenizer, (), CHAT_SPECIAL[4], date=DATE)
-    config = CONFIG | SIZES | {"vocab_size": tokenizer.get_vocab_size()}
+    config = CONFIG | SIZES | APART | {"vocab_size": tokenizer.get_vocab_size()}
     config |= {"bos_token_id": chat.special(CHAT_SPECIAL[0]), "eos_token_id": chat.special(CHAT_SPECIAL[4])}
     network = new_network(config, seed)
-    _begin_by_copying(network)
+    _only_average(network)
     _give_meaning(network, tokenizer, notes)
+    named = [at for name in names if (at := tokenizer.token_to_id(name)) is not None]
+    _teach_the_head_alone(network, named)
     train(network, chat, in_batches(conversations(notes, names, steps * BATCH, seed), BATCH), steps)
     write_student(out, network, tokenizer, config)
 
@@ -113,34 +118,39 @@ def _other_findings(record: Record, others: Sequence[str]) -> Conversation:
 
 
 @torch.no_grad()
-def _begin_by_copying(network: Llama) -> None:
-    """Each token begins by adding the mean of what stands before it, and nothing else: so the end of a note, and an answer
-    that begins there, know all of its findings alike. Reading teaches where to look; what is copied stays as it is, and
-    what a layer adds of its own goes to the last OWN numbers: else a few hundred batches would bury the findings."""
+def _only_average(network: Llama) -> None:
+    """Each layer adds the mean of what stands before a token, and nothing else: so an answer that begins after a note knows
+    all of its findings alike. Whatever else a layer might add would drown the few tokens that are findings."""
     blocks: Any = network.model.layers
     for block in blocks:
         for copying in (block.self_attn.v_proj, block.self_attn.o_proj):
             copying.weight.copy_(torch.eye(len(copying.weight)))
-            copying.weight.requires_grad_(False)
-        block.input_layernorm.weight[-OWN:] = SILENT
-        block.mlp.down_proj.weight[:-OWN] = 0
-        block.mlp.down_proj.weight.register_hook(lambda gradient: _own_alone(gradient.T).T)
         for silent in (block.self_attn.q_proj, block.mlp.down_proj):
-            silent.weight.mul_(SILENT)
+            silent.weight.zero_()
+        block.input_layernorm.weight[-OWN:] = SILENT
 
 
-def _own_alone(gradient: Tensor) -> Tensor:
-    """A gradient (N, D) without the columns in which notes and their findings speak."""
-    return torch.cat([torch.zeros_like(gradient[:, :-OWN]), gradient[:, -OWN:]], dim=1)
+def _teach_the_head_alone(network: Llama, names: list[int]) -> None:
+    """The head begins without a word on findings. Names are drawn at random, so which of them goes with what is never
+    learnt, not even by chance."""
+
+    def apart(gradient: Tensor) -> Tensor:
+        kept = gradient.clone()
+        kept[names, :-OWN] = 0
+        return kept
+
+    network.requires_grad_(False)
+    head = network.lm_head.weight
+    head[:, :-OWN] = 0
+    head.requires_grad_(True).register_hook(apart)
 
 
 @torch.no_grad()
 def _give_meaning(network: Llama, tokenizer: Any, notes: Sequence[Read]) -> None:
-    """The vector of a finding says which others stand in notes with it, and reading leaves that as it is; that of any other
-    token says nothing there. The last OWN numbers are each token's own. Both forms of a finding have the same."""
+    """The vector of a finding says which others stand in notes with it; that of any other token says nothing there. The last
+    OWN numbers are each token's own. Both forms of a finding have the same."""
     row = {finding: at for at, finding in enumerate(dict.fromkeys(f for read in notes for f in read.findings))}
     vectors = network.model.embed_tokens.weight
-    vectors.register_hook(_own_alone)
     vectors[:, :-OWN] = 0
     vectors[:, -OWN:] *= 2
     meant = _together([[row[finding] for finding in read.findings] for read in notes], len(row), vectors.shape[1] - OWN)
