@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .attention import heads_together
 from .places import on_its_device
-from .reference import _exact
+from .walk import sum_dtype
 
 LARGEST = 8192
 """Columns that one program of a norm holds; a wider row is crossed in steps, twice."""
@@ -146,7 +146,7 @@ def _block(width: int) -> dict[str, int]:
 @on_its_device
 def normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
-    out, scale = torch.empty_like(x), x.new_empty(len(x), 1, dtype=_exact(x))
+    out, scale = torch.empty_like(x), x.new_empty(len(x), 1, dtype=sum_dtype(x))
     _norm_kernel[(len(x),)](x, None, weight, None, out, scale, x.shape[1], EPS=eps, **_block(x.shape[1]))
     return out, scale
 
@@ -154,7 +154,7 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 @on_its_device
 def add_normalise(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     x, added = x.contiguous(), added.contiguous()
-    total, out, scale = torch.empty_like(x), torch.empty_like(x), x.new_empty(len(x), 1, dtype=_exact(x))
+    total, out, scale = torch.empty_like(x), torch.empty_like(x), x.new_empty(len(x), 1, dtype=sum_dtype(x))
     _norm_kernel[(len(x),)](x, added, weight, total, out, scale, x.shape[1], EPS=eps, **_block(x.shape[1]))
     return total, out, scale
 

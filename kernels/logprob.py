@@ -2,7 +2,7 @@
 
 Shapes: N rows, D width, V vocabulary, r rank of a LoRA on the head, t columns of a vocabulary tile.
 
-The driver is that of reference.py. The logsumexp of the other classes is kept as a reference level and a sum,
+The driver is that of walk.py. The logsumexp of the other classes is kept as a reference level and a sum,
 
     others = level + log(total),       total = sum of exp(logit - level) over the classes seen so far, without the label
 
@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import reference
 from .exact import log_sigmoid, one_minus_exp
 from .places import on_its_device
-from .reference import Head, TokenLogprob, Walked, check
+from .reference import TokenLogprob, check
+from .walk import Head, Walk, Walked, sum_dtype
 
 SLACK = 8.0
 """How far above the level a logit may lie, in nats: exp(8) is far from the end of float16 too."""
@@ -132,7 +132,7 @@ def block(width: int, largest: int = LARGEST) -> dict[str, int]:
     return {"BLOCK": size, "num_warps": min(max(size // 512, 1), 32), "num_stages": 1}
 
 
-class KernelWalk(reference.Walk):
+class KernelWalk(Walk):
     """The walk with kernels between its products. A tile of 4,096 rows by 4,096 columns of bfloat16 is 32 MiB."""
 
     rows, elements = 4096, 1 << 24
@@ -140,7 +140,7 @@ class KernelWalk(reference.Walk):
     def __init__(
         self, hidden: Tensor, labels: Tensor, sums: Tensor | None, low_sums: Tensor | None, _skip: float = 0.0
     ) -> None:
-        exact, n = reference._exact(hidden), hidden.shape[0]
+        exact, n = sum_dtype(hidden), hidden.shape[0]
         self.labels, self.sums, self.low_sums, self.first = labels, sums, low_sums, 0
         self.level = hidden.new_full((n,), torch.finfo(exact).min / 2, dtype=exact)
         self.total = hidden.new_zeros(n, dtype=exact)
@@ -234,7 +234,7 @@ def _over(
 @_over.register_fake
 def _(hidden, low, *rest):
     wanted = rest[-1]
-    logp, nothing = hidden.new_empty(len(hidden), dtype=reference._exact(hidden)), hidden.new_empty(0)
+    logp, nothing = hidden.new_empty(len(hidden), dtype=sum_dtype(hidden)), hidden.new_empty(0)
     directions = [
         x.new_empty(x.shape, dtype=logp.dtype) if wanted and x is not None else nothing for x in (hidden, low)
     ]

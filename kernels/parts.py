@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .places import on_its_device
-from .reference import Head, Walk, Walked, slices, walk
+from .walk import Head, Walk, Walked, slices, walk
 
 
 class PartWalk(NamedTuple):
