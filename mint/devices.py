@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import resource
 import sys
 import time
@@ -80,6 +81,23 @@ def keep_freed_memory(keep: bool) -> None:
             library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1 if keep else 1 << 23)
 
 
+def ask_for_large_pages(size: int) -> None:
+    """Let the next `size` bytes of this process lie in pages of 2 MB, where Linux has them and the C library takes them from
+    its heap. What is read whole again and again is read a tenth faster so: fewer pages have to be found. The process keeps
+    that memory for the next time."""
+    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
+        return
+    keep_freed_memory(True)
+    sizes = [min(_BLOCK, size - at) for at in range(0, size, _BLOCK)]
+    blocks = [torch.empty(one, dtype=torch.uint8) for one in sizes]  # untouched, and free again at the end
+    for block in blocks:
+        first = -(-block.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
+        length = (block.data_ptr() + len(block)) // _LARGE_PAGE * _LARGE_PAGE - first
+        if length > 0:
+            library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+
+
+_BLOCK, _LARGE_PAGE = 1 << 28, 1 << 21
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of malloc.h
 
 

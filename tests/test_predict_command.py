@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +16,6 @@ from click.testing import CliRunner, Result
 
 import mint
 from mint.commands import cli
-from mint.commands.frame import LARGE_PAGES
 from mint.decoders import Decoder, load_decoder
 from mint.errors import ConfigError, RecordError, WorkError
 from mint.evaluation.outputs import Output
@@ -332,23 +328,3 @@ def test_one_json_object_holds_the_predictions_themselves(words: list[str]) -> N
     assert json.loads(run("--note", "Short.", *words, "--json").stdout) == {"rows": plain}
     text = json.loads(run("--note", "Short.", *words, "--mode", "text", "--max-new-tokens", "4", "--json").stdout)
     assert text["rows"][0]["text"]
-
-
-def test_who_writes_has_tensors_in_large_pages_where_linux_has_them() -> None:
-    """Torch reads its switch once, so this looks at a process of its own, after a command that fails early."""
-    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not modes.is_file() or "[never]" in modes.read_text():
-        pytest.skip("needs Linux with transparent huge pages")
-    code = (
-        "import sys; from pathlib import Path; from click.testing import CliRunner; from mint.commands import cli\n"
-        "CliRunner().invoke(cli, ['predict', '--note', 'x', '--labels', 'nowhere', '--mode', sys.argv[1]])\n"
-        "import torch; held = torch.ones(64 << 20, dtype=torch.uint8)\n"
-        "print(Path('/proc/self/smaps_rollup').read_text().split('AnonHugePages:')[1].split()[0])"
-    )
-    huge, bare = {}, {name: value for name, value in os.environ.items() if name != LARGE_PAGES}
-    for mode in ("text", "rank"):
-        run = subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True, env=bare)
-        huge[mode] = int(run.stdout) << 10
-    assert huge["text"] > 32 << 20
-    if "[madvise]" in modes.read_text():
-        assert huge["rank"] < 32 << 20

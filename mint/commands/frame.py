@@ -19,8 +19,6 @@ from ..progress import say, set_quiet
 from ..signals import ended_in_order
 
 Command = Callable[..., Any]
-LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""PyTorch's own switch for transparent huge pages on Linux, read once, before its first tensor."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -152,12 +150,6 @@ _SHARED: dict[str, Callable[[Command], Command]] = {
     "date": click.option("--date", help="The date in the chat template, like '26 Jul 2024'; today's unless given."),
     "skip_bad": click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them on stderr."),
 }
-
-
-def ask_for_large_pages() -> None:
-    """Let tensors lie in pages of 2 MB. Each step of writing reads every weight, and spends a sixth of its time on finding
-    pages of 4 kB. Ranking gains nothing from it, and training would pay with a fifth more memory."""
-    os.environ.setdefault(LARGE_PAGES, "1")
 
 
 _UNUSED = "Taken by every command; nothing here depends on it."

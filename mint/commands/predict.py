@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
-from .frame import ask_for_large_pages, command, listed
+from .frame import command, listed
 
 
 @command("seed", "device", "dtype", "date", "skip_bad", "reading", ranks=True)
@@ -58,8 +58,6 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     Example:  python cli.py predict --image tile.png
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
-    if words["mode"] != "rank":
-        ask_for_large_pages()
     from .. import parallel, pipeline
     from ..answers import opening
     from ..evaluation.outputs import Output, printed

@@ -3,15 +3,12 @@
 One JSON line per comparison, on a random Llama of about 120M parameters. Times are never shown, only ratios of medians,
 with both sides and the floor interleaved in one run. The floor of a step is one pass over all weights by bare matrix
 products. `generate` compares whole calls (prompt and new tokens), `step` single steps of a row that is being written.
-Both sides and the floor have their tensors in large pages, as `predict --mode text` asks of torch; with
-THP_MEM_ALLOC_ENABLE=0 in the environment none has.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -19,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read once, before torch's first tensor
 
 import torch
 from torch import Tensor
