@@ -17,6 +17,7 @@ from .answers import opening
 from .builtin.cases import STUDENT, TEACHER
 from .builtin.rare_disease import ceiling, classes, draw_cases
 from .config import AlignSettings
+from .devices import one_thread
 from .encoders import Encoder, load_encoder
 from .evaluation import measure
 from .evaluation.predictions import write_predictions
@@ -112,6 +113,7 @@ def cell(value: float, between: tuple[float, float] | None = None) -> str:
     return f"{100 * value:.1f} ({100 * between[0]:.1f} to {100 * between[1]:.1f})"
 
 
+@one_thread()
 def tell(
     settings: AlignSettings,
     *,

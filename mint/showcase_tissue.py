@@ -19,6 +19,7 @@ from .builtin.tissue_facts import tissues
 from .builtin.tissue_pool import SIDE
 from .config import AlignSettings
 from .decoders import Decoder, load_decoder
+from .devices import one_thread
 from .encoders import Encoder, load_encoder
 from .encoders.encoder import in_batches
 from .evaluation import measure
@@ -93,6 +94,7 @@ class Told:
         return "\n".join([*rows, "", *places, f"next:        {self.next}"])
 
 
+@one_thread()
 def tell(
     settings: AlignSettings,
     *,
