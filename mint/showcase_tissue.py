@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from . import pipeline
@@ -33,7 +34,7 @@ from .progress import progress, say
 from .prompts import default_template, prompt_messages
 from .report import write_report
 from .report.cases import shown_cases
-from .showcase import cell, teacher_predictions
+from .showcase import INTERVALS, cell, teacher_predictions
 from .showcase import newest as newest_run
 from .training.runs import check_new, holds_run, read_metrics
 from .types import Prediction, Record, Report
@@ -91,7 +92,8 @@ class Told:
             for name, report in self.reports.items()
         ]
         places = [f"{what + ':':13}{where}" for what, where in self.places().items()]
-        return "\n".join([*rows, "", *places, f"next:        {self.next}"])
+        told = [INTERVALS, *fill(_REMARK, 100).splitlines()]
+        return "\n".join([*rows, "", *told, "", *places, f"next:        {self.next}"])
 
 
 @one_thread()

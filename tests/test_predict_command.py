@@ -68,6 +68,8 @@ def test_one_note_gives_a_table_for_people(words: list[str]) -> None:
     lines = result.stdout.splitlines()
     assert sorted(line.split(maxsplit=2)[2] for line in lines) == sorted(NAMES)
     assert sum(float(line.split()[1]) for line in lines) == pytest.approx(1.0, abs=1e-3)
+    assert "probability among the labels" in result.stderr
+    assert "not for diagnosis" in result.stderr
 
 
 def test_a_label_is_ranked_as_the_first_of_a_list_if_asked(words: list[str], decoder: Decoder) -> None:

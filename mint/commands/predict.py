@@ -61,6 +61,7 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     from .. import parallel, pipeline
     from ..answers import opening
     from ..evaluation.outputs import Output, printed
+    from ..progress import say
 
     if (cases is None) == (note is None and image is None):
         raise ConfigError("wanted either CASES (a file, a folder or -), or --note or --image, and not both")
@@ -76,9 +77,10 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     if cases is None and words["mode"] == "text" and out is None and alone and form == "auto" and not as_json:
         return _stream(source[0], **words)
     if out is None:
-        auto = "jsonl" if cases is not None or as_json else "table"
-        answers = pipeline.predict(source, skipped=skipped, **words)
-        return _then_listed(printed(answers, auto if form == "auto" else form), skipped)
+        form = form if form != "auto" else "jsonl" if cases is not None or as_json else "table"
+        if form == "table" and words["mode"] in _COLUMNS:
+            say(f"{_COLUMNS[words['mode']]}; a research tool, not for diagnosis")
+        return _then_listed(printed(pipeline.predict(source, skipped=skipped, **words), form), skipped)
     settings = {"cases": cases, "note": note, "image": image, **words}
     output = Output(out, settings, form) if parallel.first() else None
     done = frozenset(parallel.from_first(sorted(output.done) if output else None))
@@ -86,6 +88,13 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     count = output.write(answers) if output else sum(1 for _ in answers)
     listed(skipped)
     return {"out": out, "cases": count}
+
+
+_COLUMNS = {
+    "rank": "place, probability among the labels (a class that is none of them cannot be named), label",
+    "list": "place, probability of the name at its place of the list, label",
+}
+"""What a table shows."""
 
 
 def _then_listed(rows: Iterator[Any], skipped: list[str] | None) -> Iterator[Any]:
