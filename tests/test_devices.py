@@ -1,8 +1,8 @@
-"""How many threads compute: one where the network is so small that they would only wait for one another."""
+"""What `auto` stands for, and how many threads compute: one where they would only wait for one another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from students import trainer_of, write_student
 from torch import nn
 
-from mint import showcase, showcase_tissue
+from mint import devices, showcase, showcase_tissue
 from mint.config import AlignSettings
-from mint.devices import one_thread, threads_for
+from mint.devices import one_thread, pick_dtype, threads_for
 from mint.training import Trainer
 
 
@@ -57,3 +57,24 @@ def test_the_whole_of_a_built_in_story_is_told_on_one_thread(
     with pytest.raises(LookupError, match="1"):
         story.tell(AlignSettings(out=str(tmp_path)))
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("device", "fast", "wanted"), [("cpu", True, torch.bfloat16), ("cpu", False, torch.float32),
+                                                        ("cuda", False, torch.bfloat16)])  # fmt: skip
+def test_a_half_checkpoint_is_computed_in_bfloat16_where_that_is_not_slower(
+    monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, device: str, fast: bool, wanted: torch.dtype
+) -> None:
+    monkeypatch.setattr(devices, "fast_bfloat16", lambda: fast)
+    assert pick_dtype("auto", torch.device(device), stored) == wanted
+    assert pick_dtype("auto", torch.device(device), torch.float32) == torch.float32
+    assert pick_dtype("bfloat16", torch.device(device), torch.float32) == torch.bfloat16
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_whether_bfloat16_is_fast_is_tried_and_not_assumed(monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    def timed(work: Callable[[], torch.Tensor]) -> float:
+        return 1.0 if (work().dtype == torch.bfloat16) == faster else 2.0
+
+    monkeypatch.setattr(devices, "_timed", timed)
+    assert devices.fast_bfloat16.__wrapped__() is faster
