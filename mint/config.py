@@ -39,7 +39,9 @@ class AlignSettings:
     adapter: str | None = _of(None, "Adapter folder to start from.")
     objective: str = _one_of("orpo", "What is minimised", OBJECTIVES)
     beta: float = _within(0.1, "Weight of the odds ratio (ORPO), or of the margin (DPO, IPO, SimPO).", 1e-9, 1e6)
-    nll: str | None = _one_of(None, "Tokens of the likelihood (ORPO's unless given: prompt+chosen, SFT's: chosen)", SCOPES)
+    nll: str | None = _one_of(
+        None, "Tokens of the likelihood (ORPO's unless given: prompt+chosen, SFT's: chosen)", SCOPES
+    )
     first_weight: float = _within(
         1.0,
         "How many times the chosen answer counts in the likelihood up to its first name; 1: once, as in the paper.",
