@@ -56,7 +56,7 @@ BASE, ALIGNED, TAUGHT = "base, note alone", "aligned, note alone", "teacher, pho
 NOTE_CEILING, BOTH_CEILING = "best possible, note alone", "best possible, photo and note"
 _REMARK = (
     "Patients, notes and photos are simulated: drawn from a table of published findings, never from a person. "
-    "Because the simulation is known, so is the best possible answer."
+    "Because the simulation is known, so is the best possible answer. Nothing was trained on those who judge."
 )
 
 

@@ -61,6 +61,7 @@ BASE, ALIGNED, TAUGHT = "base", "aligned", "teacher"
 _COLUMNS = {"top_1": "top-1, %", "top_5": "top-5, %", "outside_set": "outside the set, %"}
 _REMARK = (
     "Tiles are simulated: drawn from a table of what tissues look like, never from a slide. "
+    "Nothing was trained on those that judge. "
     "Rankings are over the closed set; the share outside it is of the names that a student writes when it writes freely."
 )
 
