@@ -24,6 +24,7 @@ from .decoders import Decoder, lora
 from .decoders.llama import Llama, LlamaConfig
 from .errors import ConfigError
 from .losses import orpo_loss
+from .progress import say
 from .training import Trainer
 from .training.batches import TokenPair
 
@@ -191,21 +192,35 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 PARTS = {**_measures.PARTS, "step": _timing.Part(training_step, 90)}
 
 
-def results(out: str | None, seed: int = 0, device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Results:
+    """The report of all parts, as it is printed."""
+
+    report: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.report
+
+    def __str__(self) -> str:
+        return str(_kernels.table(self.report))
+
+    @property
+    def faults(self) -> list[str]:
+        """What is not right in it, or came to no end."""
+        return list(_kernels.faults(self.report))
+
+
+def results(out: str | None, seed: int = 0, device: str = "auto", dtype: str = "auto") -> Results:
     """The report of all parts, written to `out` if that is given."""
     measured = {"--device": (device, DEVICE), "--dtype": (dtype, str(DTYPE).removeprefix("torch."))}
     for option, (asked, held) in measured.items():
         if asked not in ("auto", held):
             raise ConfigError(f"{option} {asked}: bench measures {held} on this machine; leave {option} out")
-    report: dict[str, Any] = _kernels.run(PARTS, list(PARTS), "gpu" if GPU else "cpu", [*HERE, "--seed", str(seed)])
+    command = [*HERE, "--seed", str(seed)]
+    report: dict[str, Any] = _kernels.run(PARTS, list(PARTS), "gpu" if GPU else "cpu", command, say=say)
     if out is not None:
         _kernels.write(out, report)
-    return report
-
-
-def faults(report: dict[str, Any]) -> str | None:
-    """The table of a report that is not right throughout."""
-    return None if _kernels.good(report) else str(_kernels.table(report))
+    return Results(report)
 
 
 if __name__ == "__main__":
