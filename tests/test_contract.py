@@ -100,3 +100,9 @@ def test_the_version_is_one_and_needs_no_install(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"mint {declared}\n"
+
+
+def test_what_is_named_by_its_module_needs_no_import_of_its_own() -> None:
+    code = "import mint; print(mint.records.read_records.__name__, mint.kernels.token_logprob.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["read_records", "token_logprob"]
