@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from ..progress import say
 from .frame import command, listed
 
 
@@ -61,7 +62,6 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     from .. import parallel, pipeline
     from ..answers import opening
     from ..evaluation.outputs import Output, printed
-    from ..progress import say
 
     if (cases is None) == (note is None and image is None):
         raise ConfigError("wanted either CASES (a file, a folder or -), or --note or --image, and not both")
@@ -78,9 +78,8 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
         return _stream(source[0], **words)
     if out is None:
         form = form if form != "auto" else "jsonl" if cases is not None or as_json else "table"
-        if form == "table" and words["mode"] in _COLUMNS:
-            say(f"{_COLUMNS[words['mode']]}; a research tool, not for diagnosis")
-        return _then_listed(printed(pipeline.predict(source, skipped=skipped, **words), form), skipped)
+        rows = printed(pipeline.predict(source, skipped=skipped, **words), form)
+        return _then_told(rows, _COLUMNS.get(words["mode"]) if form == "table" else None, skipped)
     settings = {"cases": cases, "note": note, "image": image, **words}
     output = Output(out, settings, form) if parallel.first() else None
     done = frozenset(parallel.from_first(sorted(output.done) if output else None))
@@ -97,8 +96,11 @@ _COLUMNS = {
 """What a table shows."""
 
 
-def _then_listed(rows: Iterator[Any], skipped: list[str] | None) -> Iterator[Any]:
+def _then_told(rows: Iterator[Any], columns: str | None, skipped: list[str] | None) -> Iterator[Any]:
+    """The rows, and then on stderr what their columns are and which cases were left out."""
     yield from rows
+    if columns is not None:
+        say(f"{columns}; a research tool, not for diagnosis")
     listed(skipped)
 
 
@@ -133,7 +135,6 @@ def _stream(one: Any, *, model: str, labels: Any, max_new_tokens: int, temperatu
     from ..evaluation.outputs import outside
     from ..labels import closed_set
     from ..predicting import Questioner
-    from ..progress import say
 
     loading = {name: words[name] for name in ("adapter", "device", "dtype", "date", "meta_masking")}
     decoder = load_decoder(model, **loading)
