@@ -73,6 +73,12 @@ def test_one_note_gives_a_table_for_people(words: list[str]) -> None:
     assert "not for diagnosis" in result.stderr
 
 
+def test_a_table_of_answers_is_for_others_and_not_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "answers.csv").write_text("id,place,label\n1,1,Kabuki syndrome\n")
+    with pytest.raises(RecordError, match=r"answers.csv: a table; JSON lines are wanted"):
+        list(read_predictions(tmp_path / "answers.csv"))
+
+
 def test_labels_that_the_model_would_hardly_answer_are_told_once(words: list[str], tmp_path: Path) -> None:
     told = "a model that was aligned on lists is asked with --first-in-list"
     asked = run(str(tmp_path / "cases.jsonl"), *words)
