@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,18 @@ def run(
     command: Sequence[str],
     total: float = TOTAL,
     ahead: bool = GPU,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
     """The report of some parts in so many seconds; `command` is what starts this program anew for one of them. With `ahead`
-    a part loads its packages while the one before it is measured, which on a processor would disturb that."""
+    a part loads its packages while the one before it is measured, which on a processor would disturb that. `say` hears
+    which part is at work."""
     report: dict[str, Any] = {"device": "unknown", "torch": torch.__version__, "size": size, "rates": None,
                               "checks": [], "lines": [], "failed": {}}  # fmt: skip
     every, stop = {**FIRST, **{name: parts[name] for name in only}}, time.monotonic() + total
     left, waiting = list(every), deque[Any]()
     try:
         for at, (name, part) in enumerate(every.items(), 1):
-            print(f"bench {at}/{len(every)}: {name}", file=sys.stderr, flush=True)
+            say(f"bench {at}/{len(every)}: {name}")
             while left and len(waiting) < 1 + ahead:
                 waiting.append(begun([*command, "--part", left.pop(0), "--size", size]))
             for line in lines_of(name, part, waiting.popleft(), report["rates"], stop - time.monotonic(), total):
@@ -108,8 +110,10 @@ def _shown(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def good(report: dict[str, Any]) -> bool:
-    return not report["failed"] and all(one["right"] for one in report["checks"])
+def faults(report: dict[str, Any]) -> list[str]:
+    """The parts that came to no end, and the checks that found something wrong."""
+    wrong = [f"{one['check']}: error {one['error']:.1e}" for one in report["checks"] if not one["right"]]
+    return [*(f"{name}: {why}" for name, why in report["failed"].items()), *wrong]
 
 
 def write(path: str | Path, report: dict[str, Any]) -> None:
@@ -142,7 +146,7 @@ def main(parts: Mapping[str, Part] = PARTS, command: Sequence[str] = HERE, about
     if words.out:
         write(words.out, report)
     print(json.dumps(report) if words.json else table(report))
-    return 0 if good(report) else 1
+    return 1 if faults(report) else 0
 
 
 if __name__ == "__main__":

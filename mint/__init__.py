@@ -43,7 +43,13 @@ _HOMES = {
 }
 
 
+_ROOMS = ("kernels", "records")
+"""Modules with public names of their own, which `import mint` alone is enough for."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{home}"), name)

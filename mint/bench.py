@@ -24,6 +24,7 @@ from .decoders import Decoder, lora
 from .decoders.llama import Llama, LlamaConfig
 from .errors import ConfigError
 from .losses import orpo_loss
+from .progress import say
 from .training import Trainer
 from .training.batches import TokenPair
 
@@ -39,31 +40,40 @@ CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """A network, and the tokens of prompt, chosen and rejected answer of each of its pairs."""
+class Network:
+    """The size of a random Llama."""
 
     width: int
     inner: int
     layers: int
     heads: int
     kv_heads: int
+    head: int
     vocabulary: int
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """As config.json has them."""
+        return {
+            "vocab_size": self.vocabulary, "hidden_size": self.width, "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "head_dim": self.head,
+            "num_key_value_heads": self.kv_heads, "rope_theta": 500000.0, "tie_word_embeddings": True,
+            "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Size(Network):
+    """A network, and the tokens of prompt, chosen and rejected answer of each of its pairs."""
+
     lengths: tuple[int, int, int]
     pairs: int
 
-    def config(self) -> LlamaConfig:
-        numbers = {
-            "vocab_size": self.vocabulary, "hidden_size": self.width, "intermediate_size": self.inner,
-            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads,
-            "tie_word_embeddings": True, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-        }  # fmt: skip
-        return LlamaConfig.read(numbers)
-
 
 SIZES = {
-    "gpu": Size(2048, 8192, 16, 32, 8, 128256, (512, 128, 128), 8),
-    "cpu": Size(384, 1536, 8, 6, 2, 32000, (256, 64, 64), 2),
-    "tiny": Size(32, 48, 2, 4, 2, 500, (9, 4, 3), 2),
+    "gpu": Size(2048, 8192, 16, 32, 8, 64, 128256, (512, 128, 128), 8),
+    "cpu": Size(384, 1536, 8, 6, 2, 64, 32000, (256, 64, 64), 2),
+    "tiny": Size(32, 48, 2, 4, 2, 8, 500, (9, 4, 3), 2),
 }
 """Llama 3.2 1B, what a processor does in seconds, and whether it runs."""
 
@@ -84,12 +94,12 @@ def training_step(name: str, _rate: dict[str, float]) -> Iterator[dict[str, Any]
 def random_decoder(size: Size) -> Decoder:
     """Matrices that keep the size of what goes through, norms one, an adapter that is not zero."""
     with torch.device(DEVICE):
-        network = Llama(size.config()).to(DTYPE).requires_grad_(False)
+        network = Llama(LlamaConfig.read(size.numbers)).to(DTYPE).requires_grad_(False)
         lora.attach(network, lora.ALL_LINEAR, rank=RANK, alpha=2 * RANK)
         with torch.no_grad():
             for weight in network.parameters():
                 weight.normal_(std=size.width**-0.5) if weight.ndim > 1 else weight.fill_(1)
-    return Decoder(network.train(), None, torch.device(DEVICE), DTYPE)  # type: ignore[arg-type]  # it was read from no file
+    return Decoder(network, None, torch.device(DEVICE), DTYPE)  # type: ignore[arg-type]  # it was read from no file
 
 
 def random_pairs(size: Size) -> list[TokenPair]:
@@ -102,13 +112,19 @@ def random_pairs(size: Size) -> list[TokenPair]:
 
 
 def our_step(decoder: Decoder, pairs: Sequence[TokenPair]) -> Callable[[], float]:
-    """A step of a trainer that nothing ends, on all pairs at once; gives its loss."""
+    """A step on all pairs at once; gives its loss."""
+    trainer = our_trainer(decoder, pairs, sum(pair.size for pair in pairs))
+    return lambda: float(trainer.advance()["loss"])
+
+
+def our_trainer(decoder: Decoder, pairs: Sequence[TokenPair], tokens_per_batch: int) -> Trainer:
+    """A trainer whose every step takes all pairs, and that nothing ends."""
     settings = AlignSettings(
         batch_size=len(pairs), steps=10**6, schedule="constant", warmup=0, save_every=0, beta=BETA,
-        tokens_per_batch=sum(pair.size for pair in pairs), recompute=False,
+        tokens_per_batch=tokens_per_batch,
     )  # fmt: skip
-    trainer = Trainer(decoder, settings, Path("unused"), pairs)
-    return lambda: float(trainer.advance()["loss"])
+    decoder.network.train()
+    return Trainer(decoder, settings, Path("unused"), pairs)
 
 
 def plain_step(network: Llama, pairs: Sequence[TokenPair]) -> Callable[[], None]:
@@ -176,21 +192,35 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 PARTS = {**_measures.PARTS, "step": _timing.Part(training_step, 90)}
 
 
-def results(out: str | None, seed: int = 0, device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Results:
+    """The report of all parts, as it is printed."""
+
+    report: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.report
+
+    def __str__(self) -> str:
+        return str(_kernels.table(self.report))
+
+    @property
+    def faults(self) -> list[str]:
+        """What is not right in it, or came to no end."""
+        return list(_kernels.faults(self.report))
+
+
+def results(out: str | None, seed: int = 0, device: str = "auto", dtype: str = "auto") -> Results:
     """The report of all parts, written to `out` if that is given."""
     measured = {"--device": (device, DEVICE), "--dtype": (dtype, str(DTYPE).removeprefix("torch."))}
     for option, (asked, held) in measured.items():
         if asked not in ("auto", held):
             raise ConfigError(f"{option} {asked}: bench measures {held} on this machine; leave {option} out")
-    report: dict[str, Any] = _kernels.run(PARTS, list(PARTS), "gpu" if GPU else "cpu", [*HERE, "--seed", str(seed)])
+    command = [*HERE, "--seed", str(seed)]
+    report: dict[str, Any] = _kernels.run(PARTS, list(PARTS), "gpu" if GPU else "cpu", command, say=say)
     if out is not None:
         _kernels.write(out, report)
-    return report
-
-
-def faults(report: dict[str, Any]) -> str | None:
-    """The table of a report that is not right throughout."""
-    return None if _kernels.good(report) else str(_kernels.table(report))
+    return Results(report)
 
 
 if __name__ == "__main__":

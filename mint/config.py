@@ -20,7 +20,7 @@ def _of(default: Any, meaning: str, fits: Callable[[Any], bool] = lambda _: True
 
 def _one_of(default: str | None, meaning: str, names: tuple[str, ...]) -> Any:
     return _of(
-        default, f"{meaning}: {', '.join(names)}", lambda v: v is None or v in names, f"one of {', '.join(names)}"
+        default, f"{meaning}: {', '.join(names)}.", lambda v: v is None or v in names, f"one of {', '.join(names)}"
     )
 
 
@@ -33,57 +33,59 @@ def _within(default: Any, meaning: str, low: float, high: float = float("inf")) 
 class AlignSettings:
     """Every setting of a training run. The defaults are the paper's where it names one."""
 
-    model: str = _of("", "folder or hub name of the base decoder")
-    pairs: str = _of("", "preference pairs, JSON lines, ours or TRL's")
-    out: str = _of("runs/align", "folder of the run")
-    adapter: str | None = _of(None, "adapter folder to start from")
-    objective: str = _one_of("orpo", "what is minimised", OBJECTIVES)
-    beta: float = _within(0.1, "weight of the odds ratio (ORPO), or of the margin (DPO, IPO, SimPO)", 1e-9, 1e6)
-    nll: str | None = _one_of(None, "tokens of the likelihood; ORPO: prompt+chosen, SFT: chosen, unless given", SCOPES)
+    model: str = _of("", "Folder or hub name of the base decoder.")
+    pairs: str = _of("", "Preference pairs, JSON lines, ours or TRL's.")
+    out: str = _of("runs/align", "Folder of the run.")
+    adapter: str | None = _of(None, "Adapter folder to start from.")
+    objective: str = _one_of("orpo", "What is minimised", OBJECTIVES)
+    beta: float = _within(0.1, "Weight of the odds ratio (ORPO), or of the margin (DPO, IPO, SimPO).", 1e-9, 1e6)
+    nll: str | None = _one_of(
+        None, "Tokens of the likelihood (ORPO's unless given: prompt+chosen, SFT's: chosen)", SCOPES
+    )
     first_weight: float = _within(
         1.0,
-        "how many times the chosen answer counts in the likelihood up to its first name; 1: once, as in the paper",
+        "How many times the chosen answer counts in the likelihood up to its first name; 1: once, as in the paper.",
         1e-6,
         1e6,
     )
-    rank: int = _within(16, "rank of the adapter", 1, 65536)
-    alpha: float = _within(32.0, "scale of the adapter, over its rank", 1e-9, 1e6)
-    dropout: float = _within(0.0, "share of the adapter's inputs that is dropped", 0, 0.999)
-    rslora: bool = _of(False, "scale by the square root of the rank")
+    rank: int = _within(16, "Rank of the adapter.", 1, 65536)
+    alpha: float = _within(32.0, "Scale of the adapter, over its rank.", 1e-9, 1e6)
+    dropout: float = _within(0.0, "Share of the adapter's inputs that is dropped.", 0, 0.999)
+    rslora: bool = _of(False, "Scale by the square root of the rank.")
     targets: tuple[str, ...] = _of(
-        ("all-linear",), "layers to adapt, by name, comma between; all-linear: all but lm_head"
+        ("all-linear",), "Layers to adapt, by name, comma between; all-linear: all but lm_head."
     )
-    epochs: float = _within(3.0, "passes over the pairs", 1e-9, 1e6)
-    steps: int | None = _within(None, "steps of the run, in place of --epochs", 1)
-    batch_size: int = _within(8, "pairs of a step, over all ranks", 1)
-    tokens_per_batch: int = _within(8192, "tokens that go through the network together; the rest accumulates", 1)
-    max_length: int = _within(2048, "tokens of a prompt with its answer", 2)
-    max_prompt_length: int | None = _within(None, "tokens of a prompt", 1)
-    lr: float = _within(1e-4, "learning rate at its highest", 0, 1e3)
-    weight_decay: float = _within(0.0, "weight decay of AdamW", 0, 1e3)
-    max_grad_norm: float = _within(1.0, "gradients are clipped to this norm; 0: never", 0)
-    schedule: str = _one_of("cosine", "shape of the learning rate", SCHEDULES)
-    warmup: float = _within(0.05, "share of the steps over which the learning rate rises", 0, 1)
+    epochs: float = _within(3.0, "Passes over the pairs.", 1e-9, 1e6)
+    steps: int | None = _within(None, "Steps of the run, in place of --epochs.", 1)
+    batch_size: int = _within(8, "Pairs of a step, over all ranks.", 1)
+    tokens_per_batch: int = _within(8192, "Tokens that go through the network together; the rest accumulates.", 1)
+    max_length: int = _within(2048, "Tokens of a prompt with its answer.", 2)
+    max_prompt_length: int | None = _within(None, "Tokens of a prompt.", 1)
+    lr: float = _within(1e-4, "Learning rate at its highest.", 0, 1e3)
+    weight_decay: float = _within(0.0, "Weight decay of AdamW.", 0, 1e3)
+    max_grad_norm: float = _within(1.0, "Gradients are clipped to this norm; 0: never.", 0)
+    schedule: str = _one_of("cosine", "Shape of the learning rate", SCHEDULES)
+    warmup: float = _within(0.05, "Share of the steps over which the learning rate rises.", 0, 1)
     recompute: bool | None = _of(
-        None, "keep only each layer's input for backward; unless given: when memory asks for it"
+        None, "Keep only each layer's input for backward; unless given: when memory asks for it."
     )
     shard: bool = _of(
-        False, "spread the decoder over the ranks that torchrun started, each with pairs of its own (FSDP2)"
+        False, "Spread the decoder over the ranks that torchrun started, each with pairs of its own (FSDP2)."
     )
     tensor_parallel: int | None = _within(
-        None, "ranks that hold one copy of the decoder together and share each product; 1: none", 1
+        None, "Ranks that hold one copy of the decoder together and share each product; 1: none.", 1
     )
-    cache_gb: float = _within(20.0, "GB on disk for what a frozen image tower makes of the pictures; 0: not kept", 0)
+    cache_gb: float = _within(20.0, "GB on disk for what a frozen image tower makes of the pictures; 0: not kept.", 0)
     meta_masking: bool = _of(
-        False, "text before an image sees nothing of it, as in Meta's code, not as in transformers"
+        False, "Text before an image sees nothing of it, as in Meta's code, not as in transformers."
     )
-    held_out: float = _within(0.0, "share of the pairs kept for evaluation", 0, 0.9)
-    eval_every: int = _within(0, "steps between evaluations; 0: after each epoch", 0)
-    save_every: int = _within(100, "steps between checkpoints; 0: only at the end", 0)
-    seed: int = _within(0, "seed of everything random", 0, 2**31)
-    device: str = _of("auto", "auto, cpu or cuda")
-    dtype: str = _of("auto", "auto, float32 or bfloat16")
-    date: str | None = _of(None, "the date in the chat template, like '26 Jul 2024'; today's unless given")
+    held_out: float = _within(0.0, "Share of the pairs kept for evaluation.", 0, 0.9)
+    eval_every: int = _within(0, "Steps between evaluations; 0: after each epoch.", 0)
+    save_every: int = _within(100, "Steps between checkpoints; 0: only at the end.", 0)
+    seed: int = _within(0, "Seed of everything random.", 0, 2**31)
+    device: str = _of("auto", "auto, cpu or cuda.")
+    dtype: str = _of("auto", "auto, float32 or bfloat16.")
+    date: str | None = _of(None, "The date in the chat template, like '26 Jul 2024'; today's unless given.")
 
     def __post_init__(self) -> None:
         for setting in fields(self):

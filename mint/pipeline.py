@@ -81,17 +81,22 @@ def prefer(
 
 
 def align(
-    settings: AlignSettings,
-    pairs: Iterable[PreferencePair] | None = None,
+    settings: AlignSettings | None = None,
+    pairs: str | Path | Iterable[PreferencePair] | None = None,
     *,
     resume: bool = False,
     dry_run: bool = False,
     skipped: list[str] | None = None,
+    **choices: Any,
 ) -> dict[str, Any]:
     """Pairs (by default the file `settings.pairs`) -> an adapter in `settings.out`; with `dry_run` only the audit of them.
 
-    Pairs that come from no file are written into the run, unless their pictures lie in none: so run.json alone repeats it.
+    `choices` are settings by name: `align(model="DIR", pairs="pairs.jsonl", out="runs/first", objective="dpo")`. Pairs
+    that come from no file are written into the run, unless their pictures lie in none: so run.json alone repeats it.
     """
+    if isinstance(pairs, str | Path):
+        choices, pairs = {**choices, "pairs": pairs}, None
+    settings = beginning.chosen(settings, choices, resume)
     folder = Path(settings.out)
     if not dry_run:
         settings = beginning.admitted(folder, settings, resume)
@@ -102,25 +107,31 @@ def align(
     if dry_run:
         return audit(decoder, training, settings)
     settings = beginning.resolved(decoder, settings, training)
-    kept = not settings.pairs and can_be_written(source)
-    if kept:
-        settings = replace(settings, pairs=str(folder / "pairs.jsonl"))
     beginning.report_cuts(everything)
     if decoder.eyes is not None and settings.cache_gb:
         decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
+    kept = source if not settings.pairs and can_be_written(source) else None
+    settings = settings if kept is None else replace(settings, pairs=str(folder / "pairs.jsonl"))
+    _run(Trainer(decoder, settings, folder, training, held_out, adapter_config), kept, resume)
+    last = runs.read_metrics(folder / "metrics.jsonl")[-1]
+    return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
+
+
+def _run(trainer: Trainer, kept: Sequence[PreferencePair] | None, resume: bool) -> None:
+    """All steps, in a folder that nobody else writes into meanwhile; pairs to be `kept` are written there first."""
+    folder, settings, eyes = trainer.folder, trainer.settings, trainer.decoder.eyes
     parallel.barrier()  # every rank has seen the folder as it was
     with locked(folder) if parallel.first() else nullcontext():
         if parallel.first():
             if not resume:
                 runs.check_new(folder)  # again, now that no other run can begin here
-            if kept:
-                write_pairs(settings.pairs, source)
-            runs.write_run(folder, settings.as_dict(), {"pairs": len(training), "held_out_pairs": len(held_out)})
-        Trainer(decoder, settings, folder, training, held_out, adapter_config).run(resume)
-        if decoder.eyes is not None and decoder.eyes.store is not None:
-            decoder.eyes.store.finish()
-    last = runs.read_metrics(folder / "metrics.jsonl")[-1]
-    return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
+            if kept is not None:
+                write_pairs(settings.pairs, kept)
+            facts = {"pairs": len(trainer.pairs), "held_out_pairs": len(trainer.held_out)}
+            runs.write_run(folder, settings.as_dict(), facts)
+        trainer.run(resume)
+        if eyes is not None and eyes.store is not None:
+            eyes.store.finish()
 
 
 def predict(

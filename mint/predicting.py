@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +33,8 @@ LISTED = 10
 """Names that a prompt asks for, unless told otherwise."""
 TEXTS = 16
 """Cases whose texts are written side by side."""
+UNLIKELY = 1e-3
+"""Below this share of all possible answers, a model was hardly made for such labels."""
 NOTHING_KNOWN = "Nothing is known of this case."
 """The note of the empty case, after which the prior of a label is taken; its image is plain grey."""
 
@@ -65,6 +68,7 @@ class Questioner:
     seed: int = 0
     retriever: Retriever | None = None
     passages: int = 3
+    looked_at: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_mode(self.mode, self.known, self.temperature)
@@ -89,7 +93,19 @@ class Questioner:
                 yield case.id, case.messages, case.images
 
         for answer in self.ranker.rank_all(asked(), self.top):
+            self._say_if_unlikely(answer)
             yield replace(answer, passages=shown.popleft())
+
+    def _say_if_unlikely(self, answer: Prediction) -> None:
+        """A remark, once, where the labels are no answers that the model would give: their order is then worth little."""
+        if self.looked_at or self.opening or self.normalise != "sum":
+            return
+        self.looked_at.append(answer.id)
+        together = answer.ranking[0]["logprob"] - math.log(answer.ranking[0]["probability"])
+        if together < math.log(UNLIKELY):
+            say(f"case {answer.id!r}: of all that the model could answer, the labels together have a probability of "
+                f"{math.exp(together):.0e}, so their order tells little; a model that was aligned on lists is asked with "
+                "--first-in-list, or --mode list")  # fmt: skip
 
     @cached_property
     def ranker(self) -> Ranker:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from . import pipeline
@@ -17,6 +18,7 @@ from .answers import opening
 from .builtin.cases import STUDENT, TEACHER
 from .builtin.rare_disease import ceiling, classes, draw_cases
 from .config import AlignSettings
+from .devices import one_thread
 from .encoders import Encoder, load_encoder
 from .evaluation import measure
 from .evaluation.predictions import write_predictions
@@ -54,7 +56,7 @@ BASE, ALIGNED, TAUGHT = "base, note alone", "aligned, note alone", "teacher, pho
 NOTE_CEILING, BOTH_CEILING = "best possible, note alone", "best possible, photo and note"
 _REMARK = (
     "Patients, notes and photos are simulated: drawn from a table of published findings, never from a person. "
-    "Because the simulation is known, so is the best possible answer."
+    "Because the simulation is known, so is the best possible answer. Nothing was trained on those who judge."
 )
 
 
@@ -87,9 +89,8 @@ class Told:
         gap = self.gap_closed()
         closed = f"{gap['top_1']:.0%} of the way from the base to the ceiling in top-1, {gap['top_10']:.0%} in top-10"
         places = [f"{what + ':':13}{where}" for what, where in self.places().items()]
-        return "\n".join(
-            [*self._table(), "", f"The aligned student went {closed}.", "", *places, f"next:        {self.next}"]
-        )
+        told = [f"The aligned student went {closed}.", INTERVALS, *fill(_REMARK, 100).splitlines()]
+        return "\n".join([*self._table(), "", *told, "", *places, f"next:        {self.next}"])
 
     def _table(self) -> list[str]:
         """Systems and ceilings, in percent, each system with its 95 % interval."""
@@ -103,6 +104,7 @@ class Told:
 
 
 _COLUMNS = {"top_1": "top-1, %", "top_10": "top-10, %"}
+INTERVALS = "In brackets: 95 % intervals, by bootstrap over those who judge."
 
 
 def cell(value: float, between: tuple[float, float] | None = None) -> str:
@@ -112,6 +114,7 @@ def cell(value: float, between: tuple[float, float] | None = None) -> str:
     return f"{100 * value:.1f} ({100 * between[0]:.1f} to {100 * between[1]:.1f})"
 
 
+@one_thread()
 def tell(
     settings: AlignSettings,
     *,
@@ -219,11 +222,13 @@ def newest(root: str | Path = "runs") -> dict[str, Any]:
     """How `predict` loads the newest run that ended in an adapter, or the shipped base where there is none."""
     runs = [path.parent for path in Path(root).glob("*/run.json") if (path.parent / "adapter").is_dir()]
     if not runs:
-        say(f"no run in {root}/: the shipped base answers, which is not aligned; `python cli.py align` aligns it")
+        say(f"no run in {root}/: the shipped base answers, which knows simulated patients alone and is not aligned; "
+            "`python cli.py align` aligns it")  # fmt: skip
         return {"model": str(STUDENT), "labels": classes(), "opening": opening("disease")}
     run = max(runs, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
     settings = read_run(run)
-    say(f"model: {settings['model']} with {run / 'adapter'}")
+    known = ", which knows simulated cases alone" if Path(settings["model"]).parent == STUDENT.parent else ""
+    say(f"model: {settings['model']} with {run / 'adapter'}{known}")
     found = {"model": settings["model"], "adapter": str(run / "adapter"), "date": settings.get("date")}
     if (run / "labels.txt").is_file():
         found |= {"labels": str(run / "labels.txt"), "opening": opening("disease")}

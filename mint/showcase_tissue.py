@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from . import pipeline
@@ -19,6 +20,7 @@ from .builtin.tissue_facts import tissues
 from .builtin.tissue_pool import SIDE
 from .config import AlignSettings
 from .decoders import Decoder, load_decoder
+from .devices import one_thread
 from .encoders import Encoder, load_encoder
 from .encoders.encoder import in_batches
 from .evaluation import measure
@@ -32,7 +34,7 @@ from .progress import progress, say
 from .prompts import default_template, prompt_messages
 from .report import write_report
 from .report.cases import shown_cases
-from .showcase import cell, teacher_predictions
+from .showcase import INTERVALS, cell, teacher_predictions
 from .showcase import newest as newest_run
 from .training.runs import check_new, holds_run, read_metrics
 from .types import Prediction, Record, Report
@@ -59,6 +61,7 @@ BASE, ALIGNED, TAUGHT = "base", "aligned", "teacher"
 _COLUMNS = {"top_1": "top-1, %", "top_5": "top-5, %", "outside_set": "outside the set, %"}
 _REMARK = (
     "Tiles are simulated: drawn from a table of what tissues look like, never from a slide. "
+    "Nothing was trained on those that judge. "
     "Rankings are over the closed set; the share outside it is of the names that a student writes when it writes freely."
 )
 
@@ -90,9 +93,11 @@ class Told:
             for name, report in self.reports.items()
         ]
         places = [f"{what + ':':13}{where}" for what, where in self.places().items()]
-        return "\n".join([*rows, "", *places, f"next:        {self.next}"])
+        told = [INTERVALS, *fill(_REMARK, 100).splitlines()]
+        return "\n".join([*rows, "", *told, "", *places, f"next:        {self.next}"])
 
 
+@one_thread()
 def tell(
     settings: AlignSettings,
     *,

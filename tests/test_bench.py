@@ -67,10 +67,12 @@ def test_the_command_measures_every_part_and_writes_what_it_found(
     report: dict[str, Any] = {
         "device": "a machine", "torch": "2", "rates": None, "checks": [], "lines": [], "failed": {},
     }  # fmt: skip
-    monkeypatch.setattr(bench._kernels, "run", lambda *words: asked.append(words) or report)
+    monkeypatch.setattr(bench._kernels, "run", lambda *words, **_: asked.append(words) or report)
     done = CliRunner().invoke(cli, ["bench", "--out", str(tmp_path / "bench.json"), "--seed", "3"])
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "bench.json").read_text())["device"] == "a machine"
+    assert done.stdout.splitlines()[0] == "a machine, torch 2"
+    assert json.loads(CliRunner().invoke(cli, ["bench", "--json"]).stdout) == report
     assert asked[0][1] == list(bench.PARTS)
     assert {"step", "token_logprob"} < bench.PARTS.keys()
     assert asked[0][3] == ["-m", "mint.bench", "--seed", "3"]

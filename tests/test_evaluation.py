@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mint.commands import cli
 from mint.errors import ConfigError, MintError, RecordError
-from mint.evaluation import NOTHING, OUTSIDE, judge, lists_of_pairs, measure, summarise
+from mint.evaluation import NOTHING, OUTSIDE, Outcome, judge, lists_of_pairs, measure, summarise
 from mint.evaluation.bootstrap import interval, resampled_sums
 from mint.evaluation.predictions import read_predictions, write_predictions
 from mint.labels import LabelSet
@@ -242,6 +242,17 @@ def test_the_interval_of_a_share_is_about_two_standard_errors() -> None:
     error = math.sqrt(0.3 * 0.7 / 1000)
     assert low == pytest.approx(0.3 - 1.96 * error, abs=0.003)
     assert high == pytest.approx(0.3 + 1.96 * error, abs=0.003)
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_a_share_of_none_or_of_all_is_no_certainty(right: float) -> None:
+    """Of 20 groups all alike: a share of 1 - 0.025^(1/20) = 16.8 % of the others still shows none in one of 40 samples."""
+    figures = {"top_1": right, "mean_reciprocal_rank": right, "outside_set": 0.0}
+    found = summarise([Outcome(str(n), str(n // 2), "a", "a", figures) for n in range(40)]).intervals
+    far = 1 - 0.025 ** (1 / 20)
+    assert found["top_1"] == pytest.approx((0.0, far) if right == 0 else (1 - far, 1.0))
+    assert found["outside_set"] == (0.0, 0.0)  # of a ranking it is 0 by its making
+    assert (1 - far) ** 20 == pytest.approx(0.025)
 
 
 def test_cases_of_one_group_are_drawn_together() -> None:

@@ -73,6 +73,25 @@ def test_the_error_is_no_larger_than_that_of_the_obvious_code_at_the_same_precis
         assert found[name][1] <= 3 * budget[name][1], (name, found[name], budget[name])  # one entry of thousands
 
 
+def test_sums_over_many_tiles_in_bfloat16_are_kept_in_float32(monkeypatch):
+    a, weights = arguments(64, 32, 4096, dtype=torch.bfloat16), torch.ones(64)
+    truth = with_gradients(true_logprob, a, weights, torch.float64)["hidden"]
+
+    def off(tile):
+        return (with_gradients(ours(tile), a, weights)["hidden"].double() - truth).abs().mean().item()
+
+    whole = off(None)
+    assert off(16) <= 1.2 * whole
+    gather = reference.Walk.gather
+
+    def rounding(self, *given):
+        gather(self, *given)
+        self.sums.copy_(self.sums.bfloat16())
+
+    monkeypatch.setattr(reference.Walk, "gather", rounding)
+    assert off(16) > 2 * whole
+
+
 @pytest.mark.parametrize("margin", [14, 16, 40, 80])
 def test_log_p_and_its_gradient_keep_their_digits_near_one(margin):
     """Logits 30 + margin for the label, 30 elsewhere: log p = -log(1 + 2 exp(-margin)), where subtraction gives 0."""

@@ -62,6 +62,11 @@ def test_every_kernel_compiles_for_the_gpu_without_spilling_a_register(tmp_path,
     assert {row["matrix"] for row in products} == {wanted}
 
 
+def test_no_kernel_is_tuned_by_trying_it():
+    """Several write over what they are given, so that a second try would start from the result of the first."""
+    assert not [path.name for path in (HERE.parent / "kernels").glob("*.py") if "autotune" in path.read_text()]
+
+
 def test_importing_mint_and_running_on_a_processor_needs_no_triton(tmp_path):
     code = """
 import sys

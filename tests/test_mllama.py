@@ -277,6 +277,9 @@ def test_images_and_their_tokens_must_agree(decoder: Decoder, image: int) -> Non
         decoder.logits([ids])
     with pytest.raises(ConfigError, match="row 0 has 2 images and 1 image tokens"):
         decoder.generate([ids], 3, images=[[shown, shown]])
+    for flat in ([shown], shown):
+        with pytest.raises(ConfigError, match="a list of pictures for each row"):
+            decoder.logits([ids], flat)
     with pytest.raises(ConfigError, match="row 1 has 1 images and 0 image tokens"):
         decoder.logits([ids, words(len(ids))], [[shown], [shown]])
     with pytest.raises(ConfigError, match="images for 1 rows, but there are 2"):

@@ -46,6 +46,12 @@ def test_a_table_says_what_a_photo_shows() -> None:
     assert seen(CASE, {"seizure"}) == ("Seizure",)
 
 
+def test_the_branches_of_the_ontology_do_not_say_what_a_photo_shows() -> None:
+    """The first four are not below 'Abnormality of the face', the cleft palate is."""
+    shown = ("Hypertelorism", "Low-set ears", "Ptosis", "Strabismus")
+    assert seen(Record("one", terms=(*shown, "Cleft palate", "HP:0000175"))) == shown
+
+
 def test_the_face_depends_on_the_case_alone() -> None:
     one, other = (with_drawn_face(Record(**_with(note=compose_note(CASE)))) for _ in range(2))
     assert one.image == other.image

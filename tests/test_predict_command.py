@@ -23,6 +23,7 @@ from mint.evaluation.predictions import read_predictions
 from mint.labels import LabelSet
 from mint.pipeline import predict
 from mint.progress import set_quiet
+from mint.scoring import Ranker
 from mint.types import Prediction, Record
 
 NAMES = ["Kabuki syndrome", "Noonan syndrome", "Noonan syndrome 2", "Ünïcode disease"]
@@ -68,6 +69,32 @@ def test_one_note_gives_a_table_for_people(words: list[str]) -> None:
     lines = result.stdout.splitlines()
     assert sorted(line.split(maxsplit=2)[2] for line in lines) == sorted(NAMES)
     assert sum(float(line.split()[1]) for line in lines) == pytest.approx(1.0, abs=1e-3)
+    assert "probability among the labels" in result.stderr
+    assert "not for diagnosis" in result.stderr
+
+
+def test_a_table_of_answers_is_for_others_and_not_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "answers.csv").write_text("id,place,label\n1,1,Kabuki syndrome\n")
+    with pytest.raises(RecordError, match=r"answers.csv: a table; JSON lines are wanted"):
+        list(read_predictions(tmp_path / "answers.csv"))
+
+
+def test_labels_that_the_model_would_hardly_answer_are_told_once(words: list[str], tmp_path: Path) -> None:
+    told = "a model that was aligned on lists is asked with --first-in-list"
+    asked = run(str(tmp_path / "cases.jsonl"), *words)
+    assert asked.stderr.count(told) == 1
+    assert "case 'a': of all that the model could answer" in asked.stderr
+    assert told not in run(str(tmp_path / "cases.jsonl"), *words, "--first-in-list").stderr
+    assert told not in run(str(tmp_path / "cases.jsonl"), *words, "--quiet").stderr
+
+
+def test_nothing_is_told_of_a_model_that_answers_with_labels(
+    monkeypatch: pytest.MonkeyPatch, decoder: Decoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    likely = Prediction("a", ({"label": NAMES[0], "logprob": -1.0, "probability": 0.9},))
+    monkeypatch.setattr(Ranker, "rank_all", lambda _, cases, __: (likely for _ in cases))
+    assert len(list(predict([Record("a", note="Tall.")], model=decoder, labels=NAMES))) == 1
+    assert "--first-in-list" not in capsys.readouterr().err
 
 
 def test_a_label_is_ranked_as_the_first_of_a_list_if_asked(words: list[str], decoder: Decoder) -> None:

@@ -99,8 +99,8 @@ def full_page(**changes: Any) -> str:
 def test_the_page_is_well_formed_and_shows_the_result_in_words_and_numbers() -> None:
     page = Page(full_page())
     # 9 of 12 right, from 3 of 12, with a ceiling of .9: (.75 - .25) / (.9 - .25) = 77 %
-    assert "Of 12 held-out cases, student names the right label first in 75.0 %" in page.words
-    assert "base in 25.0 %" in page.words
+    assert "student: the right label is named first in 75.0 %" in page.words
+    assert "base: in 25.0 %" in page.words
     assert "gone 77 % of the way" in page.words
     for words in (
         "Results",

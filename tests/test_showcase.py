@@ -47,6 +47,8 @@ def test_its_table_has_every_system_and_both_ceilings(told: showcase.Told) -> No
     assert "top-1, %" in shown
     assert "top-10, %" in shown
     assert f"adapter:     {told.folder / 'adapter'}" in shown
+    assert "95 % intervals" in shown
+    assert "photos are simulated" in shown
     assert shown.splitlines()[-1].startswith("next:        python cli.py predict --note ")
 
 

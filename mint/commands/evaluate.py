@@ -72,7 +72,7 @@ def evaluate(predictions: str, truth: str, out: str | None, **choices: Any) -> M
 
 @command("seed", "device", "dtype")
 @click.option("--out", help="JSON file of the results.")
-def bench(out: str | None, **choices: Any) -> dict[str, Any]:
+def bench(out: str | None, **choices: Any) -> Any:
     """Time the kernels and a training step on this machine against plain PyTorch, as ratios.
 
     \b
@@ -81,8 +81,8 @@ def bench(out: str | None, **choices: Any) -> dict[str, Any]:
     from .. import bench as benches
 
     results = benches.results(out, **choices)
-    if table := benches.faults(results):
-        raise WorkError(f"not all of the bench is right or came to its end:\n{table}")
+    if results.faults:
+        raise WorkError(f"not all of the bench is right or came to its end: {'; '.join(results.faults)}")
     return results
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from .. import __version__
 from ..errors import ConfigError, MintError, Stopped, WorkError
 from ..progress import say, set_quiet
 from ..signals import ended_in_order
@@ -22,7 +23,7 @@ Command = Callable[..., Any]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="mint-transfer", prog_name="mint", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="mint", message="%(prog)s %(version)s")
 def cli() -> None:
     """Moves what a multimodal model knows into a decoder that sees one modality, by preference optimisation."""
 
@@ -54,7 +55,8 @@ def command(*names: str, ranks: bool = False) -> Callable[[Command], click.Comma
             run = option(run)
         for name in (*names, *(name for name in _IDLE if name not in {*names, *own})):
             run = (_SHARED if name in names else _IDLE)[name](run)
-        made = cli.command(name=body.__name__.rstrip("_"))(run)
+        first = " ".join((body.__doc__ or "").split("\n\n")[0].split())
+        made = cli.command(name=body.__name__, short_help=first)(run)
         made.params.sort(key=lambda option: (option.name not in own) + (not option.expose_value))  # the help's order
         return made
 

@@ -24,11 +24,8 @@ def settings_options(leave_out: Collection[str] = (), defaults: bool = True) -> 
                 continue
             kind = str(setting.type).removesuffix(" | None")
             name, meaning = setting.name.replace("_", "-"), setting.metadata["help"]
-            shown = (
-                ""
-                if not defaults or setting.default in ("", None, False)
-                else f"  [default: {_written(setting.default)}]"
-            )
+            unsaid = not defaults or setting.default is None or setting.default is False or setting.default == ""
+            shown = "" if unsaid else f"  [default: {_written(setting.default)}]"
             if kind == "bool":
                 body = click.option(f"--{name}/--no-{name}", setting.name, default=None, help=meaning + shown)(body)
             else:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
+from ..progress import say
 from .frame import command, listed
 
 
@@ -58,29 +59,39 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     Example:  python cli.py predict --image tile.png
     Example:  python cli.py predict --model DIR --mode text --note "Long palpebral fissures, short stature."
     """
-    from .. import parallel, pipeline
-    from ..answers import opening
-    from ..evaluation.outputs import Output, printed
-
     if (cases is None) == (note is None and image is None):
         raise ConfigError("wanted either CASES (a file, a folder or -), or --note or --image, and not both")
+    _resolve(words, note, image, first_in_list)
+    skipped: list[str] | None = [] if skip_bad else None
+    source = _cases(cases, note, image, skipped)
+    if out is not None:
+        return _written(source, words, skipped, out, form, {"cases": cases, "note": note, "image": image})
+    as_json = click.get_current_context().params["as_json"]
+    for_people = cases is None and form == "auto" and not as_json
+    if for_people and words["mode"] == "text" and not (words["retrieve"] or words["shard"] or words["tensor_parallel"]):
+        return _stream(source[0], **words)
+    form = form if form != "auto" else "table" if for_people else "jsonl"
+    return _printed(source, words, skipped, form)
+
+
+def _resolve(words: dict[str, Any], note: str | None, image: str | None, first_in_list: bool) -> None:
+    """What was left open: the model and what belongs to it, how an answer begins, and what of a case is seen."""
+    from ..answers import opening
+
     words["opening"] = opening(words["kind"]) if first_in_list else None
     if words["model"] is None:
         words |= _newest(words, note, image)
     words["opening"] = words["opening"] or ""
     words["modality"] = words["modality"] or ("note" if image is None else "image" if note is None else "both")
-    skipped: list[str] | None = [] if skip_bad else None
-    source = _cases(cases, note, image, skipped)
-    alone = not (words["retrieve"] or words["shard"] or words["tensor_parallel"])
-    as_json = click.get_current_context().params["as_json"]
-    if cases is None and words["mode"] == "text" and out is None and alone and form == "auto" and not as_json:
-        return _stream(source[0], **words)
-    if out is None:
-        auto = "jsonl" if cases is not None or as_json else "table"
-        answers = pipeline.predict(source, skipped=skipped, **words)
-        return _then_listed(printed(answers, auto if form == "auto" else form), skipped)
-    settings = {"cases": cases, "note": note, "image": image, **words}
-    output = Output(out, settings, form) if parallel.first() else None
+
+
+def _written(source: Any, words: dict[str, Any], skipped: list[str] | None, out: str, form: str,
+             asked: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """Every answer into the file `out`, but for those that a run before has left there; `asked` are the cases by name."""
+    from .. import parallel, pipeline
+    from ..evaluation.outputs import Output
+
+    output = Output(out, {**asked, **words}, form) if parallel.first() else None
     done = frozenset(parallel.from_first(sorted(output.done) if output else None))
     answers = pipeline.predict(source, skipped=skipped, done=done, **words)
     count = output.write(answers) if output else sum(1 for _ in answers)
@@ -88,8 +99,21 @@ def predict(cases: str | None, note: str | None, image: str | None, out: str | N
     return {"out": out, "cases": count}
 
 
-def _then_listed(rows: Iterator[Any], skipped: list[str] | None) -> Iterator[Any]:
-    yield from rows
+_COLUMNS = {
+    "rank": "place, probability among the labels (a class that is none of them cannot be named), label",
+    "list": "place, probability of the name at its place of the list, label",
+}
+"""What a table shows."""
+
+
+def _printed(source: Any, words: dict[str, Any], skipped: list[str] | None, form: str) -> Iterator[Any]:
+    """Every answer as it comes; then on stderr what the columns of a table are, and which cases were left out."""
+    from .. import pipeline
+    from ..evaluation.outputs import printed
+
+    yield from printed(pipeline.predict(source, skipped=skipped, **words), form)
+    if form == "table" and words["mode"] in _COLUMNS:
+        say(f"{_COLUMNS[words['mode']]}; a research tool, not for diagnosis")
     listed(skipped)
 
 
@@ -124,7 +148,6 @@ def _stream(one: Any, *, model: str, labels: Any, max_new_tokens: int, temperatu
     from ..evaluation.outputs import outside
     from ..labels import closed_set
     from ..predicting import Questioner
-    from ..progress import say
 
     loading = {name: words[name] for name in ("adapter", "device", "dtype", "date", "meta_masking")}
     decoder = load_decoder(model, **loading)

@@ -115,7 +115,12 @@ class Decoder:
         if self.eyes is None:
             self._check_images(images)
             return forest([sequence(row) for row in rows])
-        given = [[]] * len(rows) if images is None else [list(own or ()) for own in images]
+        try:
+            given = [[]] * len(rows) if images is None else [list(own or ()) for own in images]
+        except TypeError:
+            raise ConfigError(
+                "images are a list of pictures for each row, like [[picture], []]; found another"
+            ) from None
         check_counts(rows, given, self.network.config.image_token)
         return replace(forest([sequence(row) for row in rows]), images=tuple(image for own in given for image in own))
 

@@ -224,7 +224,8 @@ def summarise(
     count = np.ones((len(outcomes), 1))
     sums = resampled_sums(np.hstack([values, count]), groups, resamples, seed)  # (R, M + 1)
     metrics = dict(zip(names, values.mean(axis=0).tolist(), strict=True))
-    intervals = {name: interval(sums[:, m] / sums[:, -1], level) for m, name in enumerate(names)}
+    shares = {name: len(set(groups)) for name in names if name.startswith("top_")}
+    intervals = {name: interval(sums[:, m] / sums[:, -1], level, shares.get(name)) for m, name in enumerate(names)}
     rows, gaps = _calibration(outcomes, bins)
     if rows:
         metrics["calibration_error"] = float(np.abs(gaps[:, :-1].sum(axis=0)).sum() / gaps[:, -1].sum())

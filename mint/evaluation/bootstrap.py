@@ -39,9 +39,16 @@ def resampled_sums(columns: Floats, groups: Sequence[str], resamples: int, seed:
     return np.concatenate(parts)
 
 
-def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of the resampled values (R,)."""
+def interval(values: Floats, level: float = 0.95, groups: int | None = None) -> tuple[float, float]:
+    """The middle `level` of the resampled values (R,).
+
+    A share that is 0 or 1 in all of its `groups` is so in every draw of them. That is no certainty: the exact binomial
+    interval is then taken, for all of G from 0.025^(1 / G) to 1.
+    """
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    if groups and low == high and low in (0.0, 1.0):
+        surely = ((1 - level) / 2) ** (1 / groups)
+        return (surely, 1.0) if low else (0.0, 1 - surely)
     return float(low), float(high)
 
 

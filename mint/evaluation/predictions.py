@@ -29,6 +29,8 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> in
 
 def read_predictions(path: str | Path, *, skipped: list[str] | None = None) -> Iterator[Prediction]:
     """The predictions of a JSON-lines file. With `skipped` a list, bad lines are left out and named there."""
+    if Path(path).suffix.lower() == ".csv":
+        raise RecordError(f"{path}: a table; JSON lines are wanted, as `predict --out FILE.jsonl` writes them")
     lines_of_ids: dict[str, int] = {}
     for number, row in read_json_lines(path, skipped=skipped):
         try:

@@ -130,12 +130,12 @@ def _summary(
     """One sentence with the result: the student, its interval, where it started, and how much of the way it went."""
     report = reports[student]
     share = report.metrics["top_1"]
-    words = f"Of {report.metrics['cases']:,.0f} held-out cases, {text(student)} names the right label first in "
-    words += f"<b>{percent(share)} %</b>{_between(report, 'top_1')}"
+    words = f"{text(student)}: the right label is named first in <b>{percent(share)} %</b>{_between(report, 'top_1')}"
+    words += f" of {report.metrics['cases']:,.0f} cases"
     if base is None:
         return words + "."
     start, bound = reports[base].metrics["top_1"], ceilings.get(goal or "", {}).get("top_1", 0.0)
-    words += f"; {text(base)} in {percent(start)} %."
+    words += f"; {text(base)}: in {percent(start)} %."
     if bound > start:
         way = percent((share - start) / (bound - start), 0)
         words += f" From there to the ceiling ({text(goal)}, {percent(bound)} %) it has gone {way} % of the way."
@@ -233,6 +233,11 @@ def _words_section(reports: Mapping[str, Report]) -> str:
     present = {name for report in reports.values() for name in report.metrics}
     words = [entry for name, entry in _WORDS.items() if name in present]
     if any(report.intervals for report in reports.values()):
-        words.append(("Interval", "95 % bootstrap over cases; cases of one group are drawn together."))
+        words.append(
+            (
+                "Interval",
+                "95 % bootstrap over cases, those of one group together; of a share of 0 or 100 %, the exact binomial one.",
+            )
+        )
     rows = "".join(f"<dt>{name}</dt><dd>{attribute(meaning)}</dd>" for name, meaning in words)
     return section("How to read this", f'<dl class="words">{rows}</dl>')

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import threads_for
 from ..encoders.encoder import in_batches
 from ..encoders.fusion import FusionEncoder
 from ..encoders.teachers import write_teacher
@@ -103,6 +104,7 @@ class Lessons:
         """All epochs. A run that is asked to stop ends its step, saves and raises `Stopped`."""
         with (
             asked_to_stop() as self.asked,
+            threads_for(self.encoder.network),
             torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
         ):
             torch.manual_seed(self.settings.seed)

@@ -28,7 +28,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from .. import parallel
 from ..config import AlignSettings
 from ..decoders import Decoder, lora
-from ..devices import keep_freed_memory, peak_memory
+from ..devices import keep_freed_memory, peak_memory, threads_for
 from ..errors import ConfigError, RecordError, Stopped
 from ..images import content_key
 from ..losses import OBJECTIVES
@@ -102,7 +102,7 @@ class Trainer:
             self.load(state)
         if parallel.first():
             self.metrics = runs.Metrics(self.folder, self.step)
-        with asked_to_stop() as self.asked:
+        with asked_to_stop() as self.asked, threads_for(self.decoder.network):
             self.remember_reference()
             self.decoder.network.train()
             self.walk()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .. import parallel
 from ..config import AlignSettings
@@ -16,6 +17,16 @@ from ..progress import say
 from . import runs
 from .batches import TokenPair
 from .plan import batch_bytes
+
+
+def chosen(settings: AlignSettings | None, choices: Mapping[str, Any], resume: bool) -> AlignSettings:
+    """`choices` by name over `settings`; where there are none, over those of the run to be resumed or the defaults."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in choices.items()}
+    if settings is None:
+        run = Path(values.get("out", AlignSettings().out))
+        stored = runs.read_run(run) if resume and runs.holds_run(run) else {}
+        settings = AlignSettings.from_dict(stored, str(run))
+    return AlignSettings.from_dict({**settings.as_dict(), **values}, "align") if values else settings
 
 
 def admitted(folder: Path, settings: AlignSettings, resume: bool) -> AlignSettings:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..config import AlignSettings
 from ..errors import CheckpointError, ConfigError
 from ..files import add_text, read_json, write_json, write_text
@@ -50,7 +51,7 @@ def check_new(folder: Path) -> None:
 
 def write_run(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """run.json: every resolved setting, and what else the results depend on."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions = {"mint": __version__, "python": platform.python_version(), "torch": torch.__version__}
     write_json(folder / "run.json", {"settings": dict(settings), **facts, "versions": versions})
 
 

@@ -113,7 +113,7 @@ def read_adapter(name: str | Path) -> Adapter:
     for file in (CONFIG, WEIGHTS):
         if not hub.has(folder, file):
             raise CheckpointError(
-                f"{folder}: no {file}; give an adapter folder, saved in PEFT by save_pretrained(FOLDER)"
+                f"{folder}: no {file}; give an adapter folder: RUN/adapter of a run, or what PEFT's save_pretrained wrote"
             )
     config = read_json(hub.member(folder, CONFIG), CheckpointError)
     _check_config(folder / CONFIG, config)

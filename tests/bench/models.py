@@ -20,28 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mint.kernels.checks import DEVICE, DTYPE
 
-from mint.config import AlignSettings
+from mint.bench import BETA, Network, our_trainer
 from mint.decoders import Decoder, lora
 from mint.decoders.llama import Llama, LlamaConfig
-from mint.training import Trainer
 from mint.training.batches import TokenPair
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-BETA = 0.1
 Pair = tuple[list[int], list[int], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class Size(Network):
     """A model and what is asked of it; `lengths` are tokens of prompt, chosen and rejected answer."""
 
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head: int
-    vocabulary: int
     lengths: tuple[tuple[int, int, int], ...]
     step_tokens: int
     prompt: int
@@ -51,16 +42,6 @@ class Size:
     ranks: tuple[int, ...] = (16, 256)
     rounds: int = 3
     steps: int = 48
-
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """As config.json has them."""
-        return {
-            "vocab_size": self.vocabulary, "hidden_size": self.width, "intermediate_size": self.inner,
-            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "head_dim": self.head,
-            "num_key_value_heads": self.kv_heads, "rope_theta": 500000.0, "tie_word_embeddings": True,
-            "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-        }  # fmt: skip
 
     @property
     def weights(self) -> int:
@@ -171,16 +152,6 @@ def our_step(decoder: Decoder, pairs: list[Pair], tokens_per_batch: int = 8800) 
     made = [TokenPair(str(at), p + c, p + r, len(p), len(p)) for at, (p, c, r) in enumerate(pairs)]
     trainer = our_trainer(decoder, made, tokens_per_batch)
     return lambda: float(trainer.advance()["loss"])
-
-
-def our_trainer(decoder: Decoder, pairs: list[TokenPair], tokens_per_batch: int) -> Trainer:
-    """A trainer whose every step takes all pairs, and that nothing ends."""
-    settings = AlignSettings(
-        batch_size=len(pairs), steps=10**6, epochs=1e6, schedule="constant", warmup=0, save_every=0, beta=BETA,
-        tokens_per_batch=tokens_per_batch,
-    )  # fmt: skip
-    decoder.network.train()
-    return Trainer(decoder, settings, Path("unused"), pairs)
 
 
 def attach(decoder: Decoder, rank: int) -> Decoder:

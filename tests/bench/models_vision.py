@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from checkpoints_mllama import picture
 from mint.kernels.checks import DEVICE, DTYPE
-from models import Words, our_trainer
+from models import Words
 
+from mint.bench import our_trainer
 from mint.decoders import Decoder, lora
 from mint.decoders.eyes import Eyes
 from mint.decoders.mllama import Mllama
