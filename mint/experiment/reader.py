@@ -53,8 +53,8 @@ FAINT = 0.3
 """How small a token's own numbers are where it has a meaning."""
 SILENT = 0.1
 """How small all but the meaning is in what is copied from token to token: most tokens of a prompt are no findings."""
-LOOK, TWICE = 2.0, 6.0
-"""How sharply the heads of LISTING look at a list alone, and how unlikely what they find on it is to come again."""
+LOOK, TWICE = 0.8, 12.0
+"""How sharply the heads of LISTING look at a list, yet at all of it alike, and how unlikely what they find becomes."""
 MERGES = 256
 """Tokens for what is no phrase, such as ages, beside the 256 bytes."""
 TITLE = "FINDINGS:"
@@ -172,14 +172,17 @@ def _list_each_once(network: Llama, names: list[int], numbers: list[int], headin
     vectors[listed, LISTING.start : EVER], vectors[listed, IS_LISTED] = codes, 1
     head[:, LISTING] = 0
     head[listed, LISTING.start : EVER] = -TWICE * codes
+    head[numbers, LISTING] *= 2
     head[headings, LISTING] = 0
-    head[names, LISTING.start : EVER] += TWICE / 2 * (codes[-2] - codes[-1])  # on a list of diseases, not of findings
+    head[names, LISTING.start : EVER] += TWICE * (codes[-2] - codes[-1])  # on a list of diseases, not of findings
     head[numbers[1:], LISTING.start : EVER] += TWICE / 2 * codes[: len(numbers) - 1]
     blocks: Any = network.model.layers
-    for block in blocks:
+    for number, block in enumerate(blocks):
         attention, norm = block.self_attn, block.input_layernorm.weight
         norm[EVER:] = 1
-        attention.v_proj.weight[EVER:] = 0
+        attention.v_proj.weight[slice(EVER, None) if number == 0 else LISTING] = (
+            0  # once, or what came first weighs most
+        )
         slow = range(
             LISTING.start + HEAD - 1, LISTING.stop, HEAD
         )  # of each head the number that turns least with distance
