@@ -139,6 +139,8 @@ def test_a_system_without_a_seed_stands_for_each_and_differences_are_paired() ->
     assert told["seeds"] == [0.5, 1.0, 1.0]
     assert told["value"] == pytest.approx(5 / 6)
     assert each["mean_reciprocal_rank"][0].tolist() == [0.5, 1.0]
+    none, never = each["top_1"] * 0, 1 - 0.025**0.5  # of two groups
+    assert with_interval(none, ["one", "two"], share=True)["interval"] == pytest.approx([0, never])
     same = with_interval(each["top_1"] - each["top_1"], ["one", "two"])
     assert same["interval"] == [0.0, 0.0]
 
