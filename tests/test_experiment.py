@@ -182,6 +182,7 @@ def test_cases_of_a_file_are_split_by_publication_and_learnt_from_by_the_teacher
             ["cases.jsonl", "--labelled", "3"],
             "--labelled: the teacher of a file of cases is trained on all their labels",
         ),
+        (["--tellings", "2"], "--tellings: the notes of the built-in patients are worded"),
         (["--tune-lr", "0.1"], "give --tune too"),
         (["--train-sizes", "many"], "wanted numbers with commas between"),
     ],

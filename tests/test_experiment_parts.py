@@ -20,12 +20,14 @@ from mint.config import AlignSettings
 from mint.decoders import load_decoder
 from mint.errors import ConfigError, RecordError
 from mint.evaluation.bootstrap import crossed_means
-from mint.experiment import Bench, arms, builtin_task, tasks
+from mint.experiment import Bench, arms, builtin_task, file_task, tasks
 from mint.experiment.crossfit import bayes, crossfit, fusion
 from mint.experiment.figures import case_figures, with_interval
 from mint.experiment.splits import closed_set, fold_of, in_validation, sides
+from mint.experiment.tellings import retold
 from mint.experiment.variations import grid, parse_vary
-from mint.jsonlines import read_json_lines
+from mint.jsonlines import read_json_lines, write_json_lines
+from mint.records.notes import compose_note
 from mint.scoring import Ranker
 from mint.showcase import SETTINGS
 from mint.types import Prediction, Record
@@ -137,6 +139,8 @@ def test_a_system_without_a_seed_stands_for_each_and_differences_are_paired() ->
     assert told["seeds"] == [0.5, 1.0, 1.0]
     assert told["value"] == pytest.approx(5 / 6)
     assert each["mean_reciprocal_rank"][0].tolist() == [0.5, 1.0]
+    none, never = each["top_1"] * 0, 1 - 0.025**0.5  # of two groups
+    assert with_interval(none, ["one", "two"], share=True)["interval"] == pytest.approx([0, never])
     same = with_interval(each["top_1"] - each["top_1"], ["one", "two"])
     assert same["interval"] == [0.0, 0.0]
 
@@ -166,6 +170,41 @@ def test_dpo_takes_its_own_rate_unless_tuning_found_one(tmp_path: Path, monkeypa
         for name in ("orpo", "dpo"):
             arms._trained(its, name, 0)
     assert rates == [0.5, 0.25, 0.5, 0.5, 0.5, 0.125]
+
+
+def test_a_case_is_told_in_parts_and_ranked_whole(tmp_path: Path) -> None:
+    """Each telling has a part of the note's findings; the teacher's lists stay those of the whole case."""
+    findings = [f"Finding {number}" for number in range(8)]
+    rows = [
+        {"id": f"c{n}", "label": "ABC"[n % 3], "terms": findings[n % 3 :], "sex": "male", "group": f"p{n}"}
+        for n in range(40)
+    ]
+    write_json_lines(tmp_path / "cases.jsonl", rows)
+    task = file_task(tmp_path / "cases.jsonl", folder=tmp_path, teacher="bayes", min_cases=5)
+    bench = Bench(task, AlignSettings(), tmp_path, {"chosen_k": 2, "rejected_q": 1}, tellings=3)
+    cases, pairs = bench.learnt(0), bench.pairs(0)
+    assert len({pair.id for pair in pairs}) == len(pairs) == 3 * len(cases)
+    assert pairs[: len(cases)] == replace(bench, tellings=1, _pairs={}).pairs(0)
+    parts = set()
+    for place, (pair, label) in enumerate(zip(pairs, arms._labelled(bench, 0), strict=True)):
+        case, whole = cases[place % len(cases)], pairs[place % len(cases)]
+        assert (pair.chosen, pair.rejected) == (whole.chosen, whole.rejected)
+        assert label.chosen[0]["content"] == answer_text([case.label or ""], "disease")
+        said = [finding for finding in findings if finding in str(pair.prompt)]
+        assert said
+        assert set(said) <= set(case.terms)
+        parts.add(len(said) / len(case.terms))
+    assert len(parts) > 5
+
+
+def test_a_note_that_was_written_is_not_told_in_parts() -> None:
+    bare = Record("c", terms=tuple(f"Finding {number}" for number in range(20)))
+    case, written = replace(bare, note=compose_note(bare)), replace(bare, note="A boy with a long history.")
+    assert retold(written, written.terms, "0:1") is written
+    assert retold(case, (), "0:1") is case
+    tellings = {retold(case, case.terms, f"0:{number}").note for number in range(20)}
+    assert len(tellings) > 15
+    assert tellings == {retold(case, case.terms, f"0:{number}").note for number in range(20)}
 
 
 def test_a_label_alone_on_its_list_ends_with_the_turn() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mint.answers import parse_answer
+from mint.answers import answer_text, parse_answer
 from mint.chat import ChatTokenizer
 from mint.decoders import load_decoder
 from mint.experiment import reader
@@ -22,6 +22,7 @@ from mint.experiment.splits import in_validation, sides
 from mint.experiment.tasks import file_task
 from mint.kernels import tree_attention, tree_layout
 from mint.labels import LabelSet
+from mint.prompts import prompt_messages
 from mint.records.notes import compose_note
 from mint.trees import Text, token_tree
 from mint.types import Record
@@ -80,7 +81,7 @@ def test_findings_that_stand_together_have_vectors_that_say_so(folder: Path) -> 
     assert products[2, 2] / products[0, 0] == pytest.approx(2.0, abs=1e-3)  # 4 * 1 / (1 * 1) = 4: log 4 = 2 log 2
     decoder = load_decoder(folder, device="cpu")
     vectors, chat = decoder.network.model.embed_tokens.weight, decoder.tokenizer
-    said = {text: vectors[chat.encode(text)[0], : -reader.OWN] for text in (" Ptosis", "Ptosis", "3. ", NAMES[0])}
+    said = {text: vectors[chat.encode(text)[0], : reader.OWN.start] for text in (" Ptosis", "Ptosis", "3. ", NAMES[0])}
     assert said["Ptosis"].equal(said[" Ptosis"])
     assert float(said["Ptosis"].abs().max()) > 0
     assert not said["3. "].any()
@@ -94,12 +95,13 @@ def test_reading_teaches_the_head_alone_and_nothing_of_what_goes_with_a_name(fol
     changed = {name for name, weight in read.network.named_parameters() if not weight.equal(before[name])}
     assert changed == {"lm_head.weight"}
     head, chat = read.network.lm_head.weight, read.tokenizer
-    assert not head[[chat.encode(name)[0] for name in NAMES], : -reader.OWN].any()
-    assert head[[chat.encode(word)[0] for word in WORDS], : -reader.OWN].any(dim=1).all()
+    assert not head[[chat.encode(name)[0] for name in NAMES], : reader.OWN.start].any()
+    assert head[[chat.encode(word)[0] for word in WORDS], : reader.OWN.start].any(dim=1).all()
 
 
 def test_an_answer_begins_with_all_findings_of_the_note_alike(folder: Path) -> None:
-    """Whatever the order of the findings, what the first layer adds at the end of a note is the mean of what stands there."""
+    """Whatever the order of the findings, what the first layer adds at the end of a note is the mean of what stands there,
+    but for what all tokens have alike, which stays as it is."""
     decoder = load_decoder(folder, device="cpu")
     block, vectors = decoder.network.model.layers[0], decoder.network.model.embed_tokens.weight
     ids = decoder.tokenizer.encode("Sex male Ptosis Seizure Hypertelorism")
@@ -109,7 +111,39 @@ def test_an_answer_begins_with_all_findings_of_the_note_alike(folder: Path) -> N
         with torch.no_grad():
             out = block(vectors[tree.ids], decoder.network.model.rope(tree.position, vectors.dtype), attend)
             mean = block.input_layernorm(vectors[tree.ids]).mean(0)
+        mean[reader.EVER :] = 0
         assert torch.allclose(out[-1], vectors[tree.ids[-1]] + mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("listed", [1, 2])
+def test_a_list_goes_on_with_the_next_number_and_a_name_that_is_not_on_it(folder: Path, listed: int) -> None:
+    """After one batch of reading the base keeps its lists; what it has learnt of notes is not needed for that."""
+    decoder = load_decoder(folder, device="cpu")
+    chat = decoder.tokenizer
+    asked = chat.chat_ids(prompt_messages(CASES[0], k=3), generate=True)
+    text = answer_text(NAMES[:listed], "disease")
+    for ending, words, wanted, unwanted in (
+        ("\n", [f"{place}. " for place in range(1, 7)], [listed], range(listed)),
+        (f"\n{listed + 1}. ", NAMES, range(listed, 3), range(listed)),
+    ):
+        last = decoder.logits(torch.tensor([[*asked, *chat.encode(text + ending)]]))[0, -1]
+        said = last[[chat.encode(word)[0] for word in words]].tolist()
+        least = min(said[at] for at in wanted)
+        assert least > max(said[at] for at in unwanted) + 5
+        if ending == "\n":
+            assert least == max(said)
+            assert sorted(said)[-2] < least - 3
+
+
+def test_more_names_than_there_is_room_for_are_told_apart_as_far_as_may_be(tmp_path: Path) -> None:
+    names = [f"Syndrome {number}" for number in range(200)]
+    make_reader(tmp_path / "many", _notes(CASES[:4]), names, steps=0)
+    decoder = load_decoder(tmp_path / "many", device="cpu")
+    ids = [decoder.tokenizer.encode(name)[0] for name in names]
+    codes = decoder.network.model.embed_tokens.weight[ids, reader.LISTING.start : reader.EVER]
+    alike = codes @ codes.T - torch.eye(len(ids))
+    assert torch.allclose(codes.norm(dim=1), torch.ones(len(ids)), atol=1e-5)
+    assert float(alike.abs().max()) < 0.5
 
 
 def _attend(layout: Any, _: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

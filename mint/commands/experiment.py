@@ -14,7 +14,7 @@ from .options import given_choices, given_settings, pair_options, settings_optio
 
 _NOT_HERE = ("pairs", "out", "adapter", "objective", "held_out", "eval_every", "seed", "meta_masking", "cache_gb")
 _PLAN = ("vary", "train_sizes", "vary_objectives", "tune", "tune_lr", "tune_epochs")
-_BENCH = ("labelled", "documents", "passages", "dpo_from", "dpo_lr")
+_BENCH = ("labelled", "tellings", "documents", "passages", "dpo_from", "dpo_lr")
 _OF_FILES = (
     "labels",
     "draw_faces",
@@ -60,6 +60,14 @@ def _listed(kind: Any) -> Any:
     "--labelled",
     type=click.IntRange(1),
     help="Of the built-in patients to learn from, how many have a known diagnosis [default: all].",
+)
+@click.option(
+    "--tellings",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of a file: how often students are told each training case, first by its note, then by random parts of the findings "
+    "in it; --epochs passes over all of them. A note that was not made from findings stays whole.",
 )
 @click.option("--test", type=click.IntRange(2), help="Built-in patients to be judged by [default: 300].")
 @click.option(
@@ -173,6 +181,10 @@ def experiment(cases: str, seed: int, seeds: int, objectives: list[str], out: st
     if not is_builtin(cases) and (taken["labelled"] or any(text.startswith("labelled=") for text in taken["vary"])):
         raise ConfigError(
             "--labelled: the teacher of a file of cases is trained on all their labels; it is for the built-in patients"
+        )
+    if is_builtin(cases) and taken["tellings"] > 1:
+        raise ConfigError(
+            "--tellings: the notes of the built-in patients are worded, not made from findings; it is for files"
         )
     if (taken["tune_lr"] or taken["tune_epochs"]) and not taken["tune"]:
         raise ConfigError("--tune-lr, --tune-epochs: are what --tune tries; give --tune too")

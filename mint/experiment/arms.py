@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ..showcase import teacher_predictions
 from ..training.runs import holds_run
 from ..types import Prediction, PreferencePair, Record
 from .tasks import Task
+from .tellings import retold
 
 KEPT = 20
 """Names of an answer that are kept: what comes after them counts as not named."""
@@ -42,7 +43,8 @@ class Bench:
     """A task with everything that the systems of one comparison share; `own` are settings that --tune found for an arm.
 
     A decoder is asked for the exact probability of every class, or, `written`, for the list that it writes by itself.
-    Of the cases to learn from, `labelled` of each seed have a known diagnosis, all of them unless given.
+    Of the cases to learn from, `labelled` of each seed have a known diagnosis, all of them unless given. Students learn from
+    `tellings` of each case: its note, and parts of it; the teacher has seen the whole case each time.
     """
 
     task: Task
@@ -51,6 +53,7 @@ class Bench:
     choices: Mapping[str, Any] = field(default_factory=dict)
     size: int | None = None
     labelled: int | None = None
+    tellings: int = 1
     documents: str | None = None
     passages: int = 3
     dpo_from: str = "sft-list"
@@ -73,13 +76,18 @@ class Bench:
         return {case.id: case for case in self.learnt(seed) if case.label is not None}
 
     def pairs(self, seed: int) -> list[PreferencePair]:
-        """The preference pairs of a seed's cases."""
+        """The preference pairs of a seed's cases, telling after telling."""
         if seed not in self._pairs:
-            told = pipeline.prefer(
-                self.learnt(seed), teacher=self.task.teacher, kind=self.task.kind, seed=seed, **self.choices
-            )
-            self._pairs = {seed: list(told)}
+            self._pairs = {seed: [pair for number in range(self.tellings) for pair in self._telling(seed, number)]}
         return self._pairs[seed]
+
+    def _telling(self, seed: int, number: int) -> Iterator[PreferencePair]:
+        """The pairs of one telling; the first is of the notes as they are."""
+        cases, task = self.learnt(seed), self.task
+        if number:
+            cases = [retold(case, tuple(task.told(case)), f"{seed}:{number}") for case in cases]
+        for pair in pipeline.prefer(cases, teacher=task.teacher, kind=task.kind, seed=seed, **self.choices):
+            yield replace(pair, id=_as_told(pair.id, number))
 
     @property
     def base(self) -> Decoder:
@@ -186,12 +194,17 @@ def _trained(bench: Bench, name: str, seed: int, model: str | None = None) -> Pa
 
 def _labelled(bench: Bench, seed: int) -> list[PreferencePair]:
     """The same prompts, answered with the true label alone; those without a known one are left out."""
-    known = bench.diagnosed(seed)
+    known = {_as_told(i, number): c for i, c in bench.diagnosed(seed).items() for number in range(bench.tellings)}
 
     def answer(case: Record) -> list[dict[str, Any]]:
         return [{"role": "assistant", "content": answer_text([case.label or ""], bench.task.kind)}]
 
     return [replace(pair, chosen=answer(known[pair.id])) for pair in bench.pairs(seed) if pair.id in known]
+
+
+def _as_told(case: str, number: int) -> str:
+    """The name of a case's pair in one of its tellings."""
+    return f"{case}, telling {number + 1}" if number else case
 
 
 def _teacher(bench: Bench, _: int) -> list[Prediction]:

@@ -19,6 +19,7 @@ from .arms import ARMS
 from .tasks import Task
 
 FIGURES = ("top_1", "top_10", "mean_reciprocal_rank")
+RESAMPLES = 2000
 HEADS = {"top_1": "top-1, %", "top_10": "top-10, %"}
 
 Runs = Mapping[int, Sequence[Prediction]]
@@ -35,9 +36,11 @@ def case_figures(
     return {name: np.array([[outcome.figures[name] for outcome in row] for row in rows]) for name in FIGURES}
 
 
-def with_interval(values: Floats, groups: Sequence[str], resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """The mean of (S, N), its 95 % interval over cases and seeds, and the mean of each seed."""
-    low, high = interval(crossed_means(values, groups, resamples, seed))
+def with_interval(values: Floats, groups: Sequence[str], share: bool = False) -> dict[str, Any]:
+    """The mean of (S, N), its 95 % interval over cases and seeds, and the mean of each seed. A `share` of all or none has
+    an interval too, as so many groups allow; a difference that is always 0 has none."""
+    drawn = crossed_means(values, groups, RESAMPLES, seed=0)
+    low, high = interval(drawn, groups=len(set(groups)) if share else None)
     return {"value": float(values.mean()), "interval": [low, high], "seeds": values.mean(1).tolist()}
 
 
@@ -84,7 +87,8 @@ def table(task: Task, answers: Mapping[str, Runs], seeds: Sequence[int]) -> Tabl
     """The table of some systems; the student is MINT where it is among them, else the last that was trained."""
     figures = {name: case_figures(runs, task.judged, task.classes, seeds) for name, runs in answers.items()}
     rows = {
-        name: {key: with_interval(values, task.groups) for key, values in own.items()} for name, own in figures.items()
+        name: {key: with_interval(values, task.groups, share=True) for key, values in own.items()}
+        for name, own in figures.items()
     }
     trained = [name for name in rows if ARMS[name].trains]
     student = "orpo" if "orpo" in rows else (trained or list(rows))[-1]

@@ -8,8 +8,9 @@ notes of the training part alone, their findings in ever new order:
     a part of a patient's findings is told; asked for others of this patient, it lists the rest
     a note is told; asked for diseases, it lists names drawn at random
 
-Its layers average the vectors of what stands before a token, which say what findings go together; reading teaches the head
-alone. So what goes with which disease is left to alignment, and equally to every objective.
+Its layers average the vectors of what stands before a token, which say what findings go together; some heads look only
+at the list that an answer has begun, so that no name and no number comes twice. Reading teaches the last product alone. So what
+goes with which disease is left to alignment, and equally to every objective.
 """
 
 from __future__ import annotations
@@ -32,23 +33,32 @@ from ..decoders.llama import Llama
 from ..encoders.encoder import in_batches
 from ..prompts import default_template, prompt_messages
 from ..records.hpo import marked_terms
-from ..records.notes import compose_note
 from ..tokens import CHAT_SPECIAL, learn_chat_tokenizer
 from ..types import Message, Record
 from .tasks import file_cases
+from .tellings import composed
 
-SIZES = {"hidden_size": 320, "num_attention_heads": 10, "num_key_value_heads": 10, "intermediate_size": 32}
+SIZES = {"hidden_size": 480, "num_attention_heads": 15, "num_key_value_heads": 15, "intermediate_size": 32}
 """Where its network differs from the shipped student's: wider, since a file has more findings than the simulation."""
+OWN, LISTING = slice(256, 320), slice(320, 480)
+"""The numbers of a vector before OWN say what a finding goes with; OWN are the token's own; LISTING say which name or which
+number of a list it is, and later in an answer which of them are on its list."""
+EVER, IS_LISTED = -2, -1
+"""Two numbers of LISTING: what all tokens have alike, and what names and numbers of a list alone have."""
+HEAD = CONFIG["head_dim"]
 APART = {"tie_word_embeddings": False}
 """The head has a table of its own: it learns, and what a token says when it is read stays as it is."""
-STEPS, BATCH = 200, 32
-OWN, FAINT = 64, 0.3
-"""Numbers of a vector that are the token's own, and how small they are where the others have a meaning."""
+STEPS, BATCH = 400, 32
+FAINT = 0.3
+"""How small a token's own numbers are where it has a meaning."""
 SILENT = 0.1
-"""How small the own numbers are in what is copied from token to token: most tokens of a prompt are no findings."""
+"""How small all but the meaning is in what is copied from token to token: most tokens of a prompt are no findings."""
+LOOK, TWICE = 0.8, 12.0
+"""How sharply the heads of LISTING look at a list, yet at all of it alike, and how unlikely what they find becomes."""
 MERGES = 256
 """Tokens for what is no phrase, such as ages, beside the 256 bytes."""
 TITLE = "FINDINGS:"
+LISTS = (heading("disease"), TITLE)
 ASKED = (
     f"{{note}}\n\nWhich other findings fit best? Name {{k}}, the most likely first, as a numbered list under {TITLE}"
 )
@@ -65,7 +75,7 @@ class Read:
 
     def note(self, findings: Sequence[str]) -> Record:
         """The case with a note of some of its findings, in this order."""
-        return replace(self.record, note=compose_note(replace(self.record, terms=tuple(findings))))
+        return replace(self.record, note=composed(self.record, findings))
 
 
 def make_reader(out: Path, notes: Sequence[Read], names: Sequence[str], steps: int = STEPS, seed: int = 0) -> None:
@@ -78,10 +88,14 @@ def make_reader(out: Path, notes: Sequence[Read], names: Sequence[str], steps: i
     config = CONFIG | SIZES | APART | {"vocab_size": tokenizer.get_vocab_size()}
     config |= {"bos_token_id": chat.special(CHAT_SPECIAL[0]), "eos_token_id": chat.special(CHAT_SPECIAL[4])}
     network = new_network(config, seed)
+    named, numbered, headed = (
+        [at for word in words if (at := tokenizer.token_to_id(word)) is not None]
+        for words in (names, [line_start(place).lstrip("\n") for place in range(1, 2 * LISTED + 1)], LISTS)
+    )
     _only_average(network)
     _give_meaning(network, tokenizer, notes)
-    named = [at for name in names if (at := tokenizer.token_to_id(name)) is not None]
     _teach_the_head_alone(network, named)
+    _list_each_once(network, named, numbered, headed)
     train(network, chat, in_batches(conversations(notes, names, steps * BATCH, seed), BATCH), steps)
     write_student(out, network, tokenizer, config)
 
@@ -127,7 +141,7 @@ def _only_average(network: Llama) -> None:
             copying.weight.copy_(torch.eye(len(copying.weight)))
         for silent in (block.self_attn.q_proj, block.mlp.down_proj):
             silent.weight.zero_()
-        block.input_layernorm.weight[-OWN:] = SILENT
+        block.input_layernorm.weight[OWN.start :] = SILENT
 
 
 def _teach_the_head_alone(network: Llama, names: list[int]) -> None:
@@ -136,24 +150,55 @@ def _teach_the_head_alone(network: Llama, names: list[int]) -> None:
 
     def apart(gradient: Tensor) -> Tensor:
         kept = gradient.clone()
-        kept[names, :-OWN] = 0
+        kept[names, : OWN.start] = 0
         return kept
 
     network.requires_grad_(False)
     head = network.lm_head.weight
-    head[:, :-OWN] = 0
+    head[:, : OWN.start] = 0
     head.requires_grad_(True).register_hook(apart)
 
 
 @torch.no_grad()
+def _list_each_once(network: Llama, names: list[int], numbers: list[int], headings: list[int]) -> None:
+    """The heads of LISTING average over the names and numbers that a list has so far, and its heading. The last product takes
+    names and numbers that are there from what may come next, and a number makes the one after it likely. Their vectors
+    stand at right angles as far as there is room."""
+    listed, room = [*numbers, *names, *headings], LISTING.stop - LISTING.start + EVER
+    codes = torch.nn.init.orthogonal_(torch.empty(len(listed), room))
+    codes /= codes.norm(dim=1, keepdim=True)
+    vectors, head = network.model.embed_tokens.weight, network.lm_head.weight
+    vectors[:, LISTING], vectors[:, EVER] = 0, FAINT
+    vectors[listed, LISTING.start : EVER], vectors[listed, IS_LISTED] = codes, 1
+    head[:, LISTING] = 0
+    head[listed, LISTING.start : EVER] = -TWICE * codes
+    head[numbers, LISTING] *= 2
+    head[headings, LISTING] = 0
+    head[names, LISTING.start : EVER] += TWICE * (codes[-2] - codes[-1])  # on a list of diseases, not of findings
+    head[numbers[1:], LISTING.start : EVER] += TWICE / 2 * codes[: len(numbers) - 1]
+    blocks: Any = network.model.layers
+    for number, block in enumerate(blocks):
+        attention, norm = block.self_attn, block.input_layernorm.weight
+        norm[EVER:] = 1
+        attention.v_proj.weight[slice(EVER, None) if number == 0 else LISTING] = (
+            0  # once, or what came first weighs most
+        )
+        slow = range(
+            LISTING.start + HEAD - 1, LISTING.stop, HEAD
+        )  # of each head the number that turns least with distance
+        attention.k_proj.weight[LISTING] = 0
+        attention.q_proj.weight[slow, EVER] = attention.k_proj.weight[slow, IS_LISTED] = LOOK
+
+
+@torch.no_grad()
 def _give_meaning(network: Llama, tokenizer: Any, notes: Sequence[Read]) -> None:
-    """The vector of a finding says which others stand in notes with it; that of any other token says nothing there. The last
-    OWN numbers are each token's own. Both forms of a finding have the same."""
+    """The vector of a finding says which others stand in notes with it; that of any other token says nothing there.
+    OWN are the token's own. Both forms of a finding have the same."""
     row = {finding: at for at, finding in enumerate(dict.fromkeys(f for read in notes for f in read.findings))}
     vectors = network.model.embed_tokens.weight
-    vectors[:, :-OWN] = 0
-    vectors[:, -OWN:] *= 2
-    meant = _together([[row[finding] for finding in read.findings] for read in notes], len(row), vectors.shape[1] - OWN)
+    vectors[:, : OWN.start] = 0
+    vectors[:, OWN] *= 2
+    meant = _together([[row[finding] for finding in read.findings] for read in notes], len(row), OWN.start)
     for finding, at in row.items():
         ids = [known for form in _forms(finding) if (known := tokenizer.token_to_id(form)) is not None]
         for known in ids:

@@ -141,6 +141,6 @@ def _facts(bench: Bench, plan: Plan) -> dict[str, Any]:
     settings = {name: value for name, value in bench.settings.as_dict().items() if name not in left}
     cases = digest([(case.id, case.note) for case in task.judged])
     facts = {"task": task.name, "classes": digest(task.classes), "cases": cases, **task.facts, **settings}
-    names = ("choices", "size", "labelled", "documents", "passages", "dpo_from", "dpo_lr")
+    names = ("choices", "size", "labelled", "tellings", "documents", "passages", "dpo_from", "dpo_lr")
     facts |= {name: getattr(bench, name) for name in names} | {"model_files": model_files(Path(bench.settings.model))}
     return facts | {"tune": [list(plan.tune_lr), list(plan.tune_epochs)] if plan.tune else None}
