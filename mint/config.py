@@ -35,6 +35,9 @@ class AlignSettings:
 
     model: str = _of("", "folder or hub name of the base decoder")
     pairs: str = _of("", "preference pairs, JSON lines, ours or TRL's")
+    image_folder: tuple[str, ...] = _of(
+        (), "folder in which pictures of --pairs may lie besides that of the file; may be given several times"
+    )
     out: str = _of("runs/align", "folder of the run")
     adapter: str | None = _of(None, "adapter folder to start from")
     objective: str = _one_of("orpo", "what is minimised", OBJECTIVES)
