@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .places import on_its_device
+from .places import FUSED, on_its_device
 
 LOG2E = 1.4426950408889634
 QUERIES, KEYS = 128, 64
@@ -275,7 +275,8 @@ class TreeAttention(torch.autograd.Function):
         (q, k, v, out, totals), layout, grad = ctx.saved_tensors, ctx.layout, grads[0].contiguous()
         T, H, d = q.shape
         inner, P = torch.empty_like(totals), totals.shape[1]
-        _inner_kernel[(P // 64, H)](out, grad, inner, T, P, H, d=d, ROWS=64, WIDTH=triton.next_power_of_2(d))
+        width = triton.next_power_of_2(d)
+        _inner_kernel[(P // 64, H)](out, grad, inner, T, P, H, d=d, ROWS=64, WIDTH=width, **FUSED)
         d_q, d_k, d_v = (x.new_empty(x.shape) for x in (q, k, v))
         scales, given = (LOG2E * d**-0.5, d**-0.5), (q, k, v, grad, totals, inner)
         launch = _launch(q, backward=True)
@@ -311,7 +312,7 @@ def _launch(q: Tensor, backward: bool = False) -> dict[str, Any]:
     else:
         tile, step, warps = 64, 32 if backward and width <= 64 else 64, 8 if backward or padded else 4
     sizes = {"d": q.shape[2], "BLOCK": QUERIES, "TILE": tile, "SIDE": KEYS, "STEP": step, "WIDTH": width}
-    return {**sizes, "num_warps": warps, "num_stages": 2, "PRECISION": "tf32x3" if precise else "tf32"}
+    return {**sizes, **FUSED, "num_warps": warps, "num_stages": 2, "PRECISION": "tf32x3" if precise else "tf32"}
 
 
 def capability(device: torch.device) -> tuple[int, int]:

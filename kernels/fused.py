@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import heads_together
-from .places import on_its_device
+from .places import FUSED, on_its_device
 from .walk import sum_dtype
 
 LARGEST = 8192
@@ -140,7 +140,8 @@ def _turn_kernel(x, cos, sin, out, stride, pairs, HALF: tl.constexpr, WAY: tl.co
 def _block(width: int) -> dict[str, int]:
     """BLOCK, warps and registers of a program for a row: 8 elements a thread. A row that it holds WHOLE is read once."""
     size = min(triton.next_power_of_2(width), LARGEST)
-    return {"WHOLE": width <= size, "BLOCK": size, "num_warps": min(max(size // 256, 1), 16), "maxnreg": 128}
+    warps = min(max(size // 256, 1), 16)
+    return {"WHOLE": width <= size, "BLOCK": size, "num_warps": warps, "maxnreg": 128, **FUSED}
 
 
 @on_its_device
@@ -171,7 +172,8 @@ def normalise_back(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, besid
 def gate(gates: Tensor, up: Tensor) -> Tensor:
     gates, up = (x if x.stride(1) == 1 else x.contiguous() for x in (gates, up))
     (rows, width), out = gates.shape, gates.new_empty(gates.shape)
-    _gate_kernel[(rows, triton.cdiv(width, PIECE))](gates, up, out, gates.stride(0), up.stride(0), width, BLOCK=PIECE)
+    grid = (rows, triton.cdiv(width, PIECE))
+    _gate_kernel[grid](gates, up, out, gates.stride(0), up.stride(0), width, BLOCK=PIECE, **FUSED)
     return out
 
 
@@ -180,7 +182,7 @@ def gate_back(grad: Tensor, gates: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     grad, gates, up = (x.contiguous() for x in (grad, gates, up))
     d_gates, d_up = torch.empty_like(gates), torch.empty_like(up)
     grid = (triton.cdiv(grad.numel(), PIECE),)
-    _gate_back_kernel[grid](grad, gates, up, d_gates, d_up, grad.numel(), BLOCK=PIECE)
+    _gate_back_kernel[grid](grad, gates, up, d_gates, d_up, grad.numel(), BLOCK=PIECE, **FUSED)
     return d_gates, d_up
 
 
@@ -190,5 +192,6 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
     pairs, half = x[0].numel() // 2 if len(x) else 0, x.shape[2] // 2
     size = min(triton.next_power_of_2(max(pairs, 1)), PIECE)
     grid = (len(x), triton.cdiv(pairs, size))
-    _turn_kernel[grid](x, cos.contiguous(), sin.contiguous(), out, x.stride(0), pairs, HALF=half, WAY=way, BLOCK=size)
+    launch = {"HALF": half, "WAY": way, "BLOCK": size, **FUSED}
+    _turn_kernel[grid](x, cos.contiguous(), sin.contiguous(), out, x.stride(0), pairs, **launch)
     return out

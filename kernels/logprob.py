@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .exact import log_sigmoid, one_minus_exp
-from .places import on_its_device
+from .places import FUSED, on_its_device
 from .reference import TokenLogprob, check
 from .walk import Head, Walk, Walked, sum_dtype
 
@@ -96,10 +96,10 @@ def _finish_kernel(
     if sums is not None:
         at = tl.arange(0, BLOCK)
         inverse = tl.where(seen > 0, 1.0 / tl.where(seen > 0, seen, 1.0), 0.0)
-        known = (label >= 0) & (label < V)
+        known = tl.where((label >= 0) & (label < V), D, 0)  # columns of W[label]: none where there is no such label
         for start in range(0, D, BLOCK):
             inside = start + at < D
-            own = tl.load(weight + label * stride + (start + at) * step, mask=inside & known, other=0.0)
+            own = tl.load(weight + label * stride + (start + at) * step, mask=start + at < known, other=0.0)
             own = own.to(sums.dtype.element_ty)
             mean = tl.load(sums + row * D + start + at, mask=inside, other=0.0) * inverse
             tl.store(sums + row * D + start + at, (own - mean) * unsure, mask=inside)
@@ -129,7 +129,7 @@ def _scaled_kernel(direction, grad, out, D, BLOCK: tl.constexpr):
 def block(width: int, largest: int = LARGEST) -> dict[str, int]:
     """BLOCK and warps of a program that crosses `width` elements: 16 elements a thread."""
     size = min(triton.next_power_of_2(width), largest)
-    return {"BLOCK": size, "num_warps": min(max(size // 512, 1), 32), "num_stages": 1}
+    return {"BLOCK": size, "num_warps": min(max(size // 512, 1), 32), "num_stages": 1, **FUSED}
 
 
 class KernelWalk(Walk):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .exact import log1p, log_sigmoid, one_minus_exp
-from .places import on_its_device
+from .places import FUSED, on_its_device
 from .reference import PreferenceTerms, check_members
 
 BLOCK = 256
@@ -94,7 +94,7 @@ class LogOddsRatio(torch.autograd.Function):
         ratio, slope_c, slope_r = chosen.new_empty(3, len(chosen), dtype=exact)
         _ratio_kernel[(triton.cdiv(len(chosen), BLOCK),)](
             chosen.contiguous(), rejected.contiguous(), ratio, slope_c, slope_r, len(chosen),
-            TINY=torch.finfo(exact).tiny, BLOCK=BLOCK,
+            TINY=torch.finfo(exact).tiny, BLOCK=BLOCK, **FUSED,
         )  # fmt: skip
         ctx.save_for_backward(slope_c, slope_r)
         ctx.dtypes = chosen.dtype, rejected.dtype
@@ -119,7 +119,7 @@ class Terms(torch.autograd.Function):
         if pairs:
             _terms_kernel[(pairs,)](
                 token_logp.contiguous(), edges, starts, *terms, slopes, owners,
-                TINY=torch.finfo(token_logp.dtype).tiny, BLOCK=BLOCK,
+                TINY=torch.finfo(token_logp.dtype).tiny, BLOCK=BLOCK, **FUSED,
             )  # fmt: skip
         ctx.save_for_backward(edges, slopes, owners)
         ctx.edges = len(token_logp)

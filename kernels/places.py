@@ -1,4 +1,4 @@
-"""Where kernels run: Triton launches on the device that is current, which need not be the one that the tensors lie on."""
+"""Where and how kernels run: Triton launches on the device that is current, not on the one that the tensors lie on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from torch import Tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+FUSED = {"enable_fp_fusion": True}
+"""Every launch asks for multiply-and-add in one rounding; Triton does so unasked up to 3.9, which warns of it."""
 
 
 def on_its_device(launch: Callable[P, T]) -> Callable[P, T]:

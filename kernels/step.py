@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import LOG2E, heads_together
-from .places import on_its_device
+from .places import FUSED, on_its_device
 
 SPAN = 128
 """Columns of a part."""
@@ -53,10 +53,11 @@ def _part_kernel(
     begin = tl.maximum(part * SPAN, tl.load(first + row).to(tl.int32))
     stop = tl.minimum(part * SPAN + SPAN, new)
     here = (new >= part * SPAN) & (new < part * SPAN + SPAN)  # the new column is one of this part
-    key = _turned(k + row * k_stride + head * d, at, wide & here, turn, lean, d)
-    value = tl.load(v + row * v_stride + head * d + at, mask=wide & here, other=0.0)
-    tl.store(keys + (group * S + new) * d + at, key, mask=wide & here)
-    tl.store(values + (group * S + new) * d + at, value, mask=wide & here)
+    its = at < tl.where(here, d, 0)
+    key = _turned(k + row * k_stride + head * d, at, its, turn, lean, d)
+    value = tl.load(v + row * v_stride + head * d + at, mask=its, other=0.0)
+    tl.store(keys + (group * S + new) * d + at, key, mask=its)
+    tl.store(values + (group * S + new) * d + at, value, mask=its)
     alone = tl.sum(queries.to(tl.float32) * key[None, :].to(tl.float32), 1) * scale
     top = tl.where(here, alone, -1e30)
     total = tl.zeros([ROWS], tl.float32) + here.to(tl.float32)
@@ -122,7 +123,7 @@ def step_attention(
         q, k, v, cos.contiguous(), sin.contiguous(), keys, values, first, now, sums, tops, totals, q.stride(0),
         k.stride(0), v.stride(0), S, K, parts, LOG2E * d**-0.5, G=H // K, d=d,
         ROWS=max(triton.next_power_of_2(H // K), 16), WIDTH=width, SPAN=SPAN, STEP=32 if precise else 64,
-        PRECISION="tf32x3" if precise else "tf32", num_warps=4, num_stages=2,
+        PRECISION="tf32x3" if precise else "tf32", num_warps=4, num_stages=2, **FUSED,
     )  # fmt: skip
-    _whole_kernel[(B * H,)](sums, tops, totals, out, parts, G=H // K, d=d, WIDTH=width, SIDE=8, num_warps=2)
+    _whole_kernel[(B * H,)](sums, tops, totals, out, parts, G=H // K, d=d, WIDTH=width, SIDE=8, num_warps=2, **FUSED)
     return out

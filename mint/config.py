@@ -35,6 +35,9 @@ class AlignSettings:
 
     model: str = _of("", "Folder or hub name of the base decoder.")
     pairs: str = _of("", "Preference pairs, JSON lines, ours or TRL's.")
+    image_folder: tuple[str, ...] = _of(
+        (), "Folder in which pictures of --pairs may lie besides that of the file; may be given several times."
+    )
     out: str = _of("runs/align", "Folder of the run.")
     adapter: str | None = _of(None, "Adapter folder to start from.")
     objective: str = _one_of("orpo", "What is minimised", OBJECTIVES)

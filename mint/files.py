@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -195,6 +195,12 @@ def inside(folder: str | Path, name: str, error: Callable[[str], MintError] = Co
     return folder / name
 
 
+def lies_in(path: str | Path, homes: Iterable[str]) -> bool:
+    """Whether a path, wherever its links lead, lies in one of the folders, whose own links are resolved."""
+    real = os.path.join(os.path.realpath(path), "")
+    return any(real.startswith(os.path.join(home, "")) for home in homes)
+
+
 def member(folder: str | Path, name: str) -> Path:
     """The path of the file `name` of a checkpoint folder, made sure to be a regular file that belongs to the folder.
 
@@ -202,12 +208,12 @@ def member(folder: str | Path, name: str) -> Path:
     """
     path = inside(folder, name, CheckpointError)
     try:
-        real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+        home = Path(os.path.realpath(folder))
         cached = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
         homes = (home, home.parent.parent / "blobs") if cached else (home,)
-        if not any(real.is_relative_to(place) for place in homes):
+        if not lies_in(path, map(str, homes)):
             raise CheckpointError(f"{path}: a link that leads out of its folder; put the file itself there")
-        regular = stat.S_ISREG(os.stat(real).st_mode)
+        regular = stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         what = f"{name[:200]!a} cannot be read ({reason})"

@@ -26,6 +26,7 @@ from .jsonlines import refuse
 from .labels import LabelSet, closed_set
 from .pairs import check_label, prefer_pairs
 from .pairs.files import can_be_written, read_pairs, write_pairs
+from .pairs.pictures import Elsewhere
 from .predicting import Questioner, answers_of_all, check_mode
 from .progress import progress
 from .ranking import rank
@@ -100,7 +101,9 @@ def align(
     folder = Path(settings.out)
     if not dry_run:
         settings = beginning.admitted(folder, settings, resume)
-    source = list(read_pairs(settings.pairs, skipped=skipped) if pairs is None else pairs)  # before what takes long
+    if pairs is None:
+        pairs = read_pairs(settings.pairs, image_folders=settings.image_folder, skipped=skipped)
+    source = list(pairs)  # before what takes long
     decoder, adapter_config = student.to_train(settings, weights=not (dry_run and settings.spread))
     everything = token_pairs(source, decoder.tokenizer, settings, skipped)
     training, held_out = beginning.parted(everything, settings, skipped)
@@ -110,11 +113,23 @@ def align(
     beginning.report_cuts(everything)
     if decoder.eyes is not None and settings.cache_gb:
         decoder.eyes.store = FeatureStore(folder / "features", int(settings.cache_gb * 1e9))
-    kept = source if not settings.pairs and can_be_written(source) else None
-    settings = settings if kept is None else replace(settings, pairs=str(folder / "pairs.jsonl"))
+    kept, settings = _kept(source, settings)
     _run(Trainer(decoder, settings, folder, training, held_out, adapter_config), kept, resume)
     last = runs.read_metrics(folder / "metrics.jsonl")[-1]
     return {"out": str(folder), "adapter": str(folder / "adapter"), "steps": last["step"], "loss": last["loss"]}
+
+
+def _kept(
+    source: Sequence[PreferencePair], settings: AlignSettings
+) -> tuple[list[PreferencePair] | None, AlignSettings]:
+    """The pairs that the run has to keep, and the settings that find them and their pictures again; None, where a file has
+    them or none can."""
+    if settings.pairs or not can_be_written(source):
+        return None, settings
+    folder = Path(settings.out)
+    elsewhere = Elsewhere(folder, settings.image_folder)
+    kept = list(elsewhere.passing(source))
+    return kept, replace(settings, pairs=str(folder / "pairs.jsonl"), image_folder=tuple(elsewhere.folders))
 
 
 def _run(trainer: Trainer, kept: Sequence[PreferencePair] | None, resume: bool) -> None:
@@ -194,13 +209,14 @@ def evaluate(
     truth: str | Path | Iterable[Record],
     labels: str | Path | Sequence[str] | None = None,
     pairs: str | Path | Iterable[PreferencePair] | None = None,
+    image_folders: Sequence[str | Path] = (),
     **choices: Any,
 ) -> Report:
-    """Predictions against what is true of the same cases, and with `pairs` also against what a teacher prefers there.
-    `choices` are those of `evaluation.measure`."""
+    """Predictions against what is true of the same cases, and with `pairs` also against what a teacher prefers there,
+    whose pictures lie beside them or in `image_folders`. `choices` are those of `evaluation.measure`."""
     answers = read_predictions(predictions) if isinstance(predictions, str | Path) else predictions
     known, records = closed_set(labels), list(records_of(truth, READING, None))
     if pairs is not None:
-        preferred = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
+        preferred = read_pairs(pairs, image_folders=image_folders) if isinstance(pairs, str | Path) else pairs
         choices["lists"] = lists_of_pairs(preferred, known or labels_of(records))
     return measure(answers, records, labels=known, **choices)

@@ -7,6 +7,7 @@ close to it. Shapes: P passages, D width.
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 
 from .encoders.bert import TextEncoder, open_text_encoder
 from .errors import RecordError
+from .files import lies_in
 from .jsonlines import read_json_lines, text_lines
 from .labels import letters
 from .progress import progress
@@ -61,7 +63,8 @@ def read_documents(path: str | Path) -> Iterator[tuple[str, str]]:
         yield from _documents(path, path.name)
         return
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-    files = [file for file in files if file.resolve().is_relative_to(path.resolve())]  # no link leads out
+    home = os.path.realpath(path)
+    files = [file for file in files if lies_in(file, [home])]  # no link leads out
     if not files:
         raise RecordError(f"{path}: no document in it; wanted files of {', '.join(_SUFFIXES)}")
     for file in files:

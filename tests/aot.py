@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mint.kernels import attention, between, fused, logprob, odds, reference, step
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
-OPTIONS = ("num_warps", "num_stages", "maxnreg")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
 def source(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
@@ -51,7 +52,7 @@ def source(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[str, An
 
 def assembled(ptx: str, capability: int) -> dict[str, int]:
     """Registers and spilled bytes of a kernel, by the assembler's own account."""
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    program = get_ptxas(capability).path
     name = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ opened takes half of the memory."""
 HANG = 600
 """Seconds of the clock, which a machine with other work takes from."""
 PAIR = {"id": "a", "prompt": "thin", "chosen": [{"role": "assistant", "content": "red"}], "rejected": "blue"}
+SHOWN = ({"image": "picture.png"}, {"images": ["picture.jpeg"]}, {"image": "records/fold/images.npy#0"}, {})
 PICTURES = ("png", "jpeg", "gif", "webp", "tiff", "bmp")
 RECORDS = {
     "lines.jsonl": "lines", "lines.jsonl.gz": "gzip", "document.json": "document", "packet.json": "packet",
@@ -90,7 +91,7 @@ def make(folder: Path) -> Path:
         shutil.copytree(source, folder / name)
     ranking = [{"label": "a", "logprob": -0.1, "probability": 0.9}]
     texts = {
-        "pairs.jsonl": _rows(*({**PAIR, "id": f"{n}", "chosen": "red"} for n in range(4))),
+        "pairs.jsonl": _rows(*({**PAIR, "id": f"{n}", "chosen": "red", **shown} for n, shown in enumerate(SHOWN))),
         "predictions.jsonl": _rows(*({"id": f"{n}", "ranking": ranking} for n in range(4))),
         "candidates.jsonl": _rows(*({"id": f"{n}", "candidates": ["a", "b"]} for n in range(4))),
         "scores.jsonl": _rows(*({"id": f"{n}", "scores": {"a": 1, "b": n}} for n in range(4))),
@@ -113,15 +114,23 @@ def make(folder: Path) -> Path:
     for kind in PICTURES:
         Image.radial_gradient("L").resize((24, 20)).convert("RGB").save(folder / f"picture.{kind}")
     shutil.copy(folder / "picture.png", folder / "tiles/Breast/picture.png")
+    away = folder.parent / "away"
+    away.mkdir()
+    shutil.copy(folder / "picture.png", away)
+    for home in (folder, folder / "records"):
+        (home / "linked").symlink_to(away)
     return folder
 
 
 def _cases(path: Path) -> Any:
-    """The cases of a file or folder, bad rows left out; what is said of those is one line each."""
+    """The cases of a file or folder with their pictures, bad ones left out; what is said of bad rows is one line each."""
     skipped: list[str] = []
     cases = list(read_records(path.parent if path.parent.name == "fold" else path, skipped=skipped))
     if any("\n" in message for message in skipped):
         raise AssertionError("what is said of a bad row is more than one line")
+    for case in cases[:20]:
+        with suppress(MintError):
+            open_image(case.image)
     return cases
 
 
@@ -163,7 +172,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "two/checkpoint/rank-1.safetensors": lambda p: saved(p.parents[1]),
     "run/run.json": lambda p: AlignSettings.from_dict(runs.read_run(p)),
     "run/metrics.jsonl": runs.read_metrics,
-    "pairs.jsonl": lambda p: list(read_pairs(p)),
+    "pairs.jsonl": lambda p: [open_image(pair.image) for pair in read_pairs(p) if pair.image is not None],
     "predictions.jsonl": lambda p: list(read_predictions(p)),
     "candidates.jsonl": read_candidates,
     "scores.jsonl": ScoreFile,

@@ -45,6 +45,7 @@ AWAY = [
     "../away/{}",
     "{away}/{}",
     "x/../../away/{}",
+    "linked/{}",
     "..",
     ".",
     "/dev/zero",
@@ -131,7 +132,12 @@ def json_variant(data: bytes, draw: random.Random, away: Path) -> bytes:
 def lines_variant(data: bytes, draw: random.Random, away: Path) -> bytes:
     lines = data.splitlines()
     number = draw.randrange(len(lines))
-    lines[number] = json_variant(lines[number], draw, away)
+    row = json.loads(lines[number])
+    if isinstance(row, dict) and "image" in row and draw.random() < 0.5:
+        row["image"] = draw.choice(AWAY).format("picture.png", away=away)
+        lines[number] = _encoded(row)
+    else:
+        lines[number] = json_variant(lines[number], draw, away)
     return b"\n".join(lines) + b"\n"
 
 

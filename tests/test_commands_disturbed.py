@@ -121,7 +121,8 @@ def test_a_second_run_into_one_folder_is_refused(given: Path, tmp_path: Path, na
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
 from mint.teaching.lessons import Lessons
 from mint.predicting import Questioner
 from mint.encoders.scorefile import ScoreFile

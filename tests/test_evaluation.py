@@ -183,6 +183,14 @@ def test_the_command_tells_coverage_avoidance_and_car_of_pairs_and_likeness_only
     assert found["car"] == pytest.approx((1.5 * 0.5 / (0.25 + 1)) / 2)
     alike = json.loads(CliRunner().invoke(cli, [*words, "--similarity", "0.9"]).output)
     assert (alike["top_1"], alike["coverage"]) == (1.0, 0.75)
+    (tmp_path / "photo.png").write_bytes(b"x")
+    (tmp_path / "inner").mkdir()
+    shown = [{**row, "image": "../photo.png"} for row in files["pairs.jsonl"]]
+    (tmp_path / "inner/pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
+    words[words.index("--pairs") + 1] = str(tmp_path / "inner/pairs.jsonl")
+    refused = CliRunner().invoke(cli, words)
+    assert (refused.exit_code, "inner/pairs.jsonl:1: image '../photo.png'" in refused.stderr) == (2, True)
+    assert json.loads(CliRunner().invoke(cli, [*words, "--image-folder", str(tmp_path)]).output) == found
 
 
 def test_calibration_error_by_hand() -> None:

@@ -239,6 +239,7 @@ def test_pictures_of_one_pixel_files_that_are_none_and_folders_are_refused_by_na
         "folder.png": "no such picture file",
         "absent.png": "no such picture file",
         "nul\0.png": "no such picture file",
+        "long" * 999 + ".png": "no such picture file",
     }.items():
         with pytest.raises(RecordError, match=words) as caught:
             open_image(tmp_path / name)

@@ -199,6 +199,38 @@ def test_the_command_aligns_on_a_file_of_pairs_with_images(folder: Path, tmp_pat
     assert stored["meta_masking"] is False
 
 
+def test_a_run_on_pictures_elsewhere_is_repeated_and_resumed_by_its_folder_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(LABELS[:3]):
+        (tmp_path / "tiles" / name).mkdir(parents=True)
+        picture(SIDE, SIDE, seed=number).save(tmp_path / "tiles" / name / "1.png")
+    scores = [{"id": f"{name}/1.png", "scores": {label: at for at, label in enumerate(LABELS)}} for name in LABELS[:3]]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
+    words = ["align", "tiles", "--teacher", "scores.jsonl", "--modality", "image", "--kind", "tissue", "--steps", "2"]
+    words += ["--chosen-k", "2", "--rejected-q", "2", "--model", str(folder), "--dtype", "float32", "--batch-size", "2"]
+    monkeypatch.chdir(tmp_path)
+    first = run(*words, "--out", str(tmp_path / "run"))
+    assert first.exit_code == 0, first.stderr
+    stored = json.loads((tmp_path / "run/run.json").read_text())["settings"]
+    assert stored["image_folder"] == [str(tmp_path / "tiles")]
+    refused = run(*words, "--out", "other", "--image-folder", "tiles")
+    assert (refused.exit_code, "--image-folder: is for the pictures of --pairs" in refused.stderr) == (2, True)
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    again = run("align", "--config", str(tmp_path / "run/run.json"), "--out", "again")
+    assert again.exit_code == 0, again.stderr
+    weights = "adapter/adapter_model.safetensors"
+    assert Path("again", weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
+    resumed = run("align", "--resume", "--out", str(tmp_path / "run"))
+    assert resumed.exit_code == 0, resumed.stderr
+    usual = ["align", "--model", str(folder), "--pairs", str(tmp_path / "run/pairs.jsonl"), "--dry-run"]
+    refused = run(*usual)
+    assert (refused.exit_code, "run/pairs.jsonl:1: image '../tiles/" in refused.stderr) == (2, True)
+    given = [word for name in LABELS[:3] for word in ("--image-folder", str(tmp_path / "tiles" / name))]
+    assert run(*usual, *given).exit_code == 0
+
+
 def test_bad_input_is_one_line_that_names_it(folder: Path, tmp_path: Path, tile: str, labels: str) -> None:
     text = str(write_llama(tmp_path / "llama"))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mint.errors import MintError, RecordError
 from mint.pairs import prefer_pairs
@@ -101,8 +102,6 @@ def test_any_two_strings_are_parted_where_trl_parts_them(
 
 
 def made_pairs(folder: Path, modality: str) -> list[PreferencePair]:
-    from PIL import Image
-
     classes = tuple(f"disease {c}" for c in range(30))
     records = [Record(id=f"p{i}", note=f"note {{{i}}} é", image=str(folder / "photos" / f"{i}.png")) for i in range(3)]
     (folder / "photos").mkdir(exist_ok=True)
@@ -117,7 +116,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, modality: str) -> None:
     pairs = made_pairs(tmp_path, modality)
     path = tmp_path / "runs" / "a" / "pairs.jsonl"
     assert write_pairs(path, pairs) == 3
-    back = list(read_pairs(path))
+    back = list(read_pairs(path, image_folders=[tmp_path / "photos"]))
     assert [(p.id, p.prompt, p.chosen, p.rejected) for p in back] == [
         (p.id, p.prompt, p.chosen, p.rejected) for p in pairs
     ]
@@ -133,7 +132,7 @@ def test_images_are_found_through_a_link_to_the_folder_and_after_a_move(tmp_path
     (tmp_path / "deep" / "real").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "real")
     write_pairs(tmp_path / "link" / "pairs.jsonl", pairs)
-    assert len(list(read_pairs(tmp_path / "link" / "pairs.jsonl"))) == 3
+    assert len(list(read_pairs(tmp_path / "link" / "pairs.jsonl", image_folders=[tmp_path]))) == 3
     moved = tmp_path / "deep"
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     (tmp_path / "pairs.jsonl").rename(moved / "pairs.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -191,12 +192,29 @@ def test_a_table_with_names_of_its_own_is_read(clip: Path, tissues: Path, tmp_pa
     assert (code, "wanted our name = the table's name" in said) == (2, True)
 
 
+def test_of_pictures_that_lie_elsewhere_the_folder_to_give_is_told_once(
+    clip: Path, tissues: Path, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("Lung", "Skin")):
+        (tmp_path / "my tiles" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64), (40 * number, 90, 30)).save(tmp_path / "my tiles" / name / f"{number}.png")
+    words = ["prefer", tmp_path / "my tiles", "--teacher", clip, "--classes", tissues, *IMAGE_WORDS[:-1], "--out"]
+    beside, elsewhere = tmp_path / "pairs.jsonl", tmp_path / "elsewhere" / "pairs.jsonl"
+    assert "--image-folder" not in run(*words, beside)[1]
+    said = CliRunner().invoke(cli, [str(word) for word in (*words, elsewhere)]).stderr
+    (told,) = (line for line in said.splitlines() if "--image-folder" in line)
+    typed = shlex.split(told[told.index("align --pairs") :])
+    assert typed == ["align", "--pairs", str(elsewhere), "--image-folder", str(tmp_path / "my tiles")]
+    assert json.loads(elsewhere.read_text().splitlines()[0])["image"] == "../my tiles/Lung/0.png"
+    assert len(list(read_pairs(beside))) == len(list(read_pairs(elsewhere, image_folders=[typed[-1]]))) == 2
+
+
 @pytest.mark.skipif(not (REAL / "images").is_dir(), reason="real tiles are not here")
 def test_real_tiles_become_pairs(clip: Path, tissues: Path, tmp_path: Path) -> None:
     columns = "id=file,image=file,label=tissue,group=group"
     words = ["prefer", REAL / "images" / "manifest.csv", "--columns", columns, "--teacher", clip, *IMAGE_WORDS]
     assert run(*words, "--classes", tissues, "--out", tmp_path / "pairs.jsonl")[0] == 0
-    pairs = list(read_pairs(tmp_path / "pairs.jsonl"))
+    pairs = list(read_pairs(tmp_path / "pairs.jsonl", image_folders=[REAL / "images"]))
     assert len(pairs) == 225
     assert all(Path(str(pair.image)).is_file() for pair in pairs)
 

@@ -184,6 +184,39 @@ def test_links_that_lead_out_are_named_and_links_inside_are_followed(tmp_path):
         list(read_records(root))
 
 
+@pytest.mark.parametrize("image", ["out.png", "out/2.png", "out.npy#0"])
+def test_a_table_may_not_name_a_link_that_leads_out(tmp_path, image):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    touch(root / "1.png", outside / "2.png", outside / "images.npy")
+    for name, aim in (("in.png", "1.png"), ("out.png", "../outside/2.png"), ("out", "../outside"),
+                      ("out.npy", "../outside/images.npy")):  # fmt: skip
+        (root / name).symlink_to(aim)
+    (root / "cases.csv").write_text(f"id,image,label\na,in.png,x\nb,{image},x\nc,none.png,x\n")
+    (root / "cases.jsonl").write_text(f'{{"id": "a", "image": "in.png"}}\n{{"id": "b", "image": "{image}"}}\n')
+    skipped: list[str] = []
+    assert [record.id for record in read_records(root / "cases.csv", skipped=skipped)] == ["a", "c"]
+    with pytest.raises(
+        RecordError, match=r"cases.csv:3: image .*: a link that leads out of .*--image-folder"
+    ) as raised:
+        list(read_records(root / "cases.csv"))
+    assert skipped == [str(raised.value)]
+    with pytest.raises(RecordError, match=r"cases.jsonl:2: image .*: a link that leads out"):
+        list(read_records(root / "cases.jsonl"))
+    (outside / "cases.csv").write_text("id,image\nb,2.png\n")
+    (tmp_path / "short").symlink_to(outside)
+    (found,) = read_records(outside / "cases.csv", images=tmp_path / "short")
+    assert found.image == str(tmp_path / "short" / "2.png")
+
+
+def test_what_lies_beside_a_file_that_was_given_is_no_link_that_leads_out(tmp_path):
+    folder = fold(tmp_path / "fold1", ["Breast", "Colon"])
+    (folder / "images.npy").rename(tmp_path / "pictures.npy")
+    (folder / "images.npy").symlink_to("../pictures.npy")
+    with pytest.raises(RecordError, match=r"fold1/images.npy: a link that leads out"):
+        list(read_records(folder / "types.npy"))
+    assert len(list(read_records(tmp_path))) == 2
+
+
 def test_a_name_that_is_no_text_and_a_folder_too_deep_are_refused(tmp_path):
     touch(tmp_path / "a" / "1.png")
     with open(os.fsencode(tmp_path) + b"/a/\xff.png", "wb"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mint.errors import RecordError
-from mint.records.hpo import read_hpo
+from mint.records.hpo import hpo_beside, read_hpo
 from mint.records.notes import age_in_words, compose_note, demographics
 from mint.types import Record
 
@@ -125,6 +125,16 @@ GRAPHS = {
         }
     ]
 }
+
+
+def test_hpo_terms_beside_a_table_are_no_link_that_leads_out(tmp_path: Path):
+    (tmp_path / "hp.obo").write_text("format-version: 1.2\n\n[Term]\nid: HP:0000316\nname: Hypertelorism\n")
+    (tmp_path / "inner").mkdir()
+    assert hpo_beside(tmp_path / "inner") == {}
+    (tmp_path / "inner/hp.obo").symlink_to("../hp.obo")
+    with pytest.raises(RecordError, match=r"inner/hp.obo: a link that leads out of .*--hpo"):
+        hpo_beside(tmp_path / "inner")
+    assert hpo_beside(tmp_path) == {"HP:0000316": "Hypertelorism"}
 
 
 def test_hpo_terms_are_read_from_tables_obo_and_json(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
     Example:  python cli.py align --model meta-llama/Llama-3.2-3B-Instruct --pairs pairs.jsonl --out runs/first
     """
     from .. import pipeline
+    from ..builtin.cases import is_builtin
+    from ..records import home_of
 
     choices = given_choices(given, "modality", "kind")
     own_task = cases in ("builtin:rare-disease", "builtin:tissue") or (cases is None and given["model"] is None)
@@ -61,6 +64,8 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
     skipped: list[str] | None = [] if skip_bad else None
     try:
         pairs = _taught(cases, teacher, settings, draw_faces, choices, skipped)
+        if cases is not None and not is_builtin(cases):
+            settings = replace(settings, image_folder=(str(home_of(cases)),))
         return pipeline.align(settings, pairs, resume=resume, dry_run=dry_run, skipped=skipped)
     finally:
         listed(skipped)
@@ -101,6 +106,10 @@ def _taught(
             name = min(choices).replace("_", "-")
             raise ConfigError(f"--{name}: says how a --teacher makes pairs of CASES; give both, or leave it out")
         return None
+    if settings.image_folder:
+        raise ConfigError(
+            "--image-folder: is for the pictures of --pairs, those of CASES are found there; leave it out"
+        )
     source: Any = cases
     if draw_faces:
         say(SIMULATED)

@@ -49,6 +49,12 @@ def _number(value: float) -> str:
     help="A teacher's pairs of the same cases: coverage of what it chose, avoidance of what it rejected, CAR.",
 )
 @click.option(
+    "--image-folder",
+    "image_folders",
+    multiple=True,
+    help="Folder in which pictures of --pairs may lie besides that of the file; may be given several times.",
+)
+@click.option(
     "--similarity",
     type=click.FloatRange(0, 1),
     help="How alike a name may be to a label to count as it; unless given, only its own spellings and aliases count.",

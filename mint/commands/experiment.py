@@ -12,7 +12,18 @@ from ..files import locked
 from .frame import command
 from .options import given_choices, given_settings, pair_options, settings_options
 
-_NOT_HERE = ("pairs", "out", "adapter", "objective", "held_out", "eval_every", "seed", "meta_masking", "cache_gb")
+_NOT_HERE = (
+    "pairs",
+    "image_folder",
+    "out",
+    "adapter",
+    "objective",
+    "held_out",
+    "eval_every",
+    "seed",
+    "meta_masking",
+    "cache_gb",
+)
 _PLAN = ("vary", "train_sizes", "vary_objectives", "tune", "tune_lr", "tune_epochs")
 _BENCH = ("labelled", "tellings", "documents", "passages", "dpo_from", "dpo_lr")
 _OF_FILES = (

@@ -15,7 +15,7 @@ _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float}
 
 
 def settings_options(leave_out: Collection[str] = (), defaults: bool = True) -> Callable[[Command], Command]:
-    """An option for every setting of a run. One that is not given stays None, so that --config can fill it; without
+    """An option for every setting of a run. One that is not given stays None or (), so that --config can fill it; without
     `defaults` the help does not name those of AlignSettings, since the command has others."""
 
     def decorate(body: Command) -> Command:
@@ -24,10 +24,12 @@ def settings_options(leave_out: Collection[str] = (), defaults: bool = True) -> 
                 continue
             kind = str(setting.type).removesuffix(" | None")
             name, meaning = setting.name.replace("_", "-"), setting.metadata["help"]
-            unsaid = not defaults or setting.default is None or setting.default is False or setting.default == ""
+            unsaid = not defaults or setting.default is None or setting.default is False or setting.default in ("", ())
             shown = "" if unsaid else f"  [default: {_written(setting.default)}]"
             if kind == "bool":
                 body = click.option(f"--{name}/--no-{name}", setting.name, default=None, help=meaning + shown)(body)
+            elif setting.default == ():
+                body = click.option(f"--{name}", setting.name, multiple=True, help=meaning)(body)
             else:
                 body = click.option(f"--{name}", setting.name, type=_KINDS.get(kind, str), help=meaning + shown)(body)
         return body
@@ -41,7 +43,7 @@ def _written(value: Any) -> str:
 
 def given_settings(given: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given, in the types of AlignSettings."""
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in given.items() if value not in (None, ())}
     if isinstance(values.get("targets"), str):
         values["targets"] = tuple(part.strip() for part in values["targets"].split(",") if part.strip())
     return values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import click
@@ -74,7 +76,10 @@ def prefer(cases: str, out: str, teacher: str, classes: str | None, sentences: s
     from ..encoders.zeroshot import read_sentences
     from ..labels import read_labels
     from ..pairs.files import read_candidates, write_pairs
+    from ..pairs.pictures import Elsewhere
+    from ..progress import say
     from ..prompts import read_template
+    from ..records import home_of
 
     encoder = load_encoder(
         teacher,
@@ -85,7 +90,13 @@ def prefer(cases: str, out: str, teacher: str, classes: str | None, sentences: s
     choices["template"] = None if template is None else read_template(template)
     choices["candidates"] = None if candidates is None else read_candidates(candidates)
     skipped: list[str] | None = [] if skip_bad else None
-    pairs = pipeline.prefer(cases, teacher=encoder, skipped=skipped, **choices)
+    images = choices["reading"].get("images")
+    elsewhere = Elsewhere(Path(out).parent, [home_of(cases), *([images] if images else [])])
+    pairs = elsewhere.passing(pipeline.prefer(cases, teacher=encoder, skipped=skipped, **choices))
     count = write_pairs(out, pairs) if parallel.first() else sum(1 for _ in pairs)
     listed(skipped)
+    if elsewhere.folders:
+        folders = [word for folder in elsewhere.folders for word in ("--image-folder", folder)]
+        words = shlex.join(["align", "--pairs", out, *folders])
+        say(f"the pictures do not lie in the folder of the pairs; to align on them: {words}")
     return {"out": out, "pairs": count}

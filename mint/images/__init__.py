@@ -7,6 +7,7 @@ pixels is bounded before any is decoded, and whatever is wrong with a file becom
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import threading
 import warnings
@@ -72,10 +73,14 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Picture:
         return _from_array(source, "array", max_pixels)
     if not isinstance(source, (str, Path)):
         raise RecordError(f"{type(source).__name__}: not a picture; give a path, an open picture or an array")
+    file, item = parted(source)
+    return _from_file(file, max_pixels) if item is None else _from_item(file, item, max_pixels)
+
+
+def parted(source: str | Path) -> tuple[str, str | None]:
+    """The file that a picture's path leads to, and which item of it is meant: `fold1/images.npy`, `17`; None for all."""
     path, _, item = str(source).rpartition("#")
-    if path.lower().endswith(".npy"):
-        return _from_item(path, item, max_pixels)
-    return _from_file(str(source), max_pixels)
+    return (path, item) if path.lower().endswith(".npy") else (str(source), None)
 
 
 def nothing_to_see() -> Picture:
@@ -86,7 +91,7 @@ def nothing_to_see() -> Picture:
 def content_key(source: Any) -> bytes:
     """The hash of a picture file's bytes; of the size and pixels of what is no file of its own."""
     hashed = hashlib.blake2b(digest_size=KEY_BYTES)
-    if isinstance(source, str | Path) and Path(source).is_file():
+    if isinstance(source, str | Path) and parted(source)[1] is None and os.path.isfile(source):
         try:
             with Path(source).open("rb") as file:
                 while piece := file.read(1 << 20):
@@ -101,7 +106,7 @@ def content_key(source: Any) -> bytes:
 
 
 def _from_file(name: str, max_pixels: int) -> Picture:
-    if not Path(name).is_file():
+    if not os.path.isfile(name):
         raise RecordError(f"{name}: no such picture file; correct the path")
     if name.lower().endswith(".npy"):
         raise RecordError(f"{name}: an array of pictures; name one of them by its number, {name}#0")
@@ -167,7 +172,7 @@ def _top_byte(values: np.ndarray, name: str) -> np.ndarray:
 def _from_item(path: str, item: str, max_pixels: int) -> Picture:
     """One picture of an array (N, H, W, 3) or (N, H, W) on disk; the rest of the array is never read."""
     name = f"{path}#{item}"
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise RecordError(f"{path}: no such file; correct the path")
     try:
         array = map_array(path)

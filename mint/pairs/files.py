@@ -1,13 +1,14 @@
 """Preference pairs in files: JSON lines, ours and TRL's, read as they are, streamed, each fault named by file and line.
 
 Four forms, one to a file: message lists or plain strings, each with a `prompt` or with the prompt as the shared
-beginning of `chosen` and `rejected`. An image is a path in `image`, or a list of one in `images`, relative to the file.
+beginning of `chosen` and `rejected`. An image is a path in `image`, or a list of one in `images`, relative to the file,
+and lies in its folder or in one that the user gave.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,16 +16,21 @@ from typing import Any, TypeVar
 from ..errors import RecordError
 from ..jsonlines import read_json_lines, refuse, write_json_lines
 from ..types import Message, PreferencePair
+from .pictures import homes_of, picture_of
 
 _ROLES = ("system", "user", "assistant")
 _Answer = TypeVar("_Answer", str, list[Message])
 
 
-def read_pairs(path: str | Path, *, skipped: list[str] | None = None) -> Iterator[PreferencePair]:
+def read_pairs(
+    path: str | Path, *, image_folders: Sequence[str | Path] = (), skipped: list[str] | None = None
+) -> Iterator[PreferencePair]:
     """The pairs of a JSON-lines file. With `skipped` a list, bad lines are left out and their faults appended to it.
 
-    A line without an id is named `line-N`. Plain strings stay strings, spaces and all.
+    A line without an id is named `line-N`. Plain strings stay strings, spaces and all. A picture must lie, links
+    resolved, in the folder of the file or in one of `image_folders`.
     """
+    homes = homes_of(path, image_folders)
     form: tuple[str, int] | None = None
     lines_of_ids: dict[str, int] = {}
     for number, row in read_json_lines(path, skipped=skipped):
@@ -32,7 +38,7 @@ def read_pairs(path: str | Path, *, skipped: list[str] | None = None) -> Iterato
             found = _form(row)
             if form is not None and found != form[0]:
                 raise RecordError(f"{found}, but line {form[1]} has {form[0]}; keep one form to a file")
-            pair = _pair(row, number, Path(path))
+            pair = _pair(row, number, Path(path), homes)
             if pair.id in lines_of_ids:
                 raise RecordError(
                     f"the id {pair.id!r} is that of line {lines_of_ids[pair.id]} too; give each pair its own"
@@ -108,12 +114,12 @@ def _kind(key: str, value: Any) -> str:
     raise RecordError(f"{key} is a JSON {type(value).__name__}; a message list or a string is wanted")
 
 
-def _pair(row: Mapping[str, Any], number: int, path: Path) -> PreferencePair:
+def _pair(row: Mapping[str, Any], number: int, path: Path, homes: Sequence[str]) -> PreferencePair:
     name = f"line-{number}" if row.get("id") is None else row["id"]
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
         raise RecordError(f"id {str(name)[:80]!r}: a name (or a whole number) is wanted")
     prompt, chosen, rejected = _strings(row) if isinstance(row["chosen"], str) else _conversations(row)
-    image = _image(row, path.parent)
+    image = picture_of(row, path, homes)
     if not isinstance(prompt, str):
         prompt = _with_place(prompt, image)
     return PreferencePair(str(name), prompt, chosen, rejected, image, where=f"{path}:{number}")
@@ -204,39 +210,6 @@ def _is_empty(answer: list[Message]) -> bool:
 def _text(message: Message) -> str:
     content = message["content"]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-
-
-def _image(row: Mapping[str, Any], folder: Path) -> str | None:
-    """The path of the pair's image, from the current folder; it must exist.
-
-    It may lead out of the file's folder, which that of a record may not: `prefer` writes pairs wherever it is told to and
-    leaves the pictures where they are, so `..` is what `write_pairs` itself writes. It is opened as a picture alone, and
-    nothing of it is shown.
-    """
-    image = row.get("image")
-    images = row.get("images")
-    if image is None and images is not None:
-        if not isinstance(images, list) or len(images) > 1:
-            found = f"{len(images)} entries" if isinstance(images, list) else f"a JSON {type(images).__name__}"
-            raise RecordError(f"images has {found}; a list of one path is wanted, a pair has one image")
-        image = images[0] if images else None
-    if image is None:
-        return None
-    if not isinstance(image, str) or not image or "\x00" in image:
-        raise RecordError(f"image {str(image)[:80]!r}: the path of a picture is wanted")
-    path = folder / image
-    if not _is_file(path) and not _is_file(Path(str(path).rpartition("#")[0] or path)):
-        raise RecordError(
-            f"image {image[:200]!r}: no such file ({str(path)[:300]}); paths are relative to the pairs file"
-        )
-    return str(path)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or one that no file can have
-        return False
 
 
 def _with_place(prompt: list[Message], image: str | None) -> list[Message]:

@@ -22,9 +22,9 @@ from .archives import zip_values
 from .folders import contents, document_files, picture_records, suffix
 from .hpo import read_hpo
 from .notes import compose_note
-from .pannuke import fold_records
+from .pannuke import ARRAYS, fold_records
 from .phenopackets import case_record, is_case, is_phenopacket, phenopacket_record
-from .rows import COLUMNS, SPLITS, Reading, Row, images_folder, record_of, renamed, shown
+from .rows import COLUMNS, SPLITS, Reading, Row, images_folder, record_of, refuse_link_out, renamed, shown
 from .sources import Located, head, json_values, lines, opened, parsed
 from .tables import is_table, table_records
 
@@ -62,6 +62,11 @@ def read_records(
     )
     rows = _folder_rows(path, reading) if path.is_dir() else _file_rows(path, reading)
     return _kept(rows, path, skipped, compose)
+
+
+def home_of(path: str | Path) -> Path:
+    """The folder that cases are read from: the one that was given, or that of the file."""
+    return Path(path) if os.path.isdir(path) else Path(path).parent
 
 
 def read_stream(file: IO[bytes], name: str = "standard input", *, skipped: list[str] | None = None) -> Iterator[Record]:
@@ -166,6 +171,8 @@ def _file_rows(path: Path, reading: Reading) -> Iterator[Row]:
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             yield from _json_rows(zip_values(path), path, reading)
         elif start.startswith(b"\x93NUMPY"):
+            for name in ARRAYS:
+                refuse_link_out(path.parent / name, path.parent, "put the array itself there")
             yield from fold_records([path.parent])
         elif start.startswith(_PICTURE_STARTS):
             yield str(path), Record(path.name, image=str(path))

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..errors import RecordError
+from ..files import lies_in
 from ..types import Record
+from .pannuke import ARRAYS
 from .rows import SPLITS, Row
 
 PICTURES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"))
@@ -39,7 +41,7 @@ def contents(root: Path) -> Contents:
     found = Contents()
     for name, entry in _walk(root):
         kind = suffix(entry.name)
-        if kind in TABLES or entry.name in ("images.npy", "types.npy"):
+        if kind in TABLES or entry.name in ARRAYS:
             _refuse_outside(root, entry)
         if kind in TABLES and name.count("/") < 2:
             (found.inner_tables if "/" in name else found.tables).append(root / name)
@@ -97,8 +99,7 @@ def _outside(root: Path, entry: os.DirEntry[str]) -> RecordError | None:
         return None
     if not entry.is_symlink():
         return RecordError(f"{entry.path}: a pipe or device, only files are read; take it out of the folder")
-    target, top = os.path.realpath(entry.path), os.path.realpath(root)
-    if os.path.isfile(target) and target.startswith(os.path.join(top, "")):
+    if os.path.isfile(entry.path) and lies_in(entry.path, [os.path.realpath(root)]):
         return None
     why = f"a link to a folder or out of {root}, only files inside it are read"
     return RecordError(f"{entry.path}: {why}; put what it leads to in its place")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import RecordError
 from ..files import read_json
+from .rows import refuse_link_out
 from .sources import head, lines, opened
 
 FILE_NAMES = ("hpo_terms.tsv", "hp.obo", "hp.json")
@@ -50,7 +51,11 @@ def marked_terms(path: str | Path, column: str) -> frozenset[str]:
 
 def hpo_beside(folder: Path) -> dict[str, str]:
     """The terms of the HPO file in `folder`, or none where there is none."""
-    return next((read_hpo(folder / name) for name in FILE_NAMES if (folder / name).is_file()), {})
+    path = next((folder / name for name in FILE_NAMES if (folder / name).is_file()), None)
+    if path is None:
+        return {}
+    refuse_link_out(path, folder, "give what it leads to with --hpo")
+    return read_hpo(path)
 
 
 def _table_terms(text: Iterable[str], path: str | Path) -> Iterator[tuple[str, str]]:

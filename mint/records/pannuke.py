@@ -17,6 +17,7 @@ TISSUES = (
     *("Adrenal_gland", "Bile-duct", "Bladder", "Breast", "Cervix", "Colon", "Esophagus", "HeadNeck", "Kidney", "Liver"),
     *("Lung", "Ovarian", "Pancreatic", "Prostate", "Skin", "Stomach", "Testis", "Thyroid", "Uterus"),
 )
+ARRAYS = ("images.npy", "types.npy")
 _NAME_BYTES = 4096
 
 
@@ -37,7 +38,7 @@ def tissue(name: str) -> str | None:
 
 
 def _fold(fold: Path, name: str) -> Iterator[Row]:
-    pictures, types = map_array(fold / "images.npy"), map_array(fold / "types.npy")
+    pictures, types = (map_array(fold / name) for name in ARRAYS)
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype.kind not in "uif":
         found = f"{pictures.dtype} of shape {pictures.shape}"
         raise RecordError(f"{fold / 'images.npy'}: {found}, numbers of shape (N, H, W, 3) were wanted")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecordError
-from ..files import inside
+from ..files import inside, lies_in
+from ..images import parted
 from ..types import Record
 
 COLUMNS = ("id", "note", "image", "label", "labels", "split", "sex", "age", "ethnicity", "terms", "excluded", "group")
@@ -112,7 +113,7 @@ _SEXES = {
 
 
 def image_path(name: str, folder: str, where: str) -> str:
-    """The path of an image named in a row; a name that leads out of `folder` is refused."""
+    """The path of an image named in a row; a name or a link that leads out of `folder` is refused."""
     if name.startswith("/"):
         try:
             name = str(Path(name).relative_to(os.path.abspath(folder)))
@@ -125,7 +126,18 @@ def image_path(name: str, folder: str, where: str) -> str:
         inside(
             folder, name, lambda why: RecordError(f"{where}: {why}; or give the folder of the images (--image-folder)")
         )
-    return os.path.join(folder, name)
+    path = os.path.join(folder, name)
+    try:
+        refuse_link_out(parted(path)[0], folder, "put the image in its place, or give its own folder (--image-folder)")
+    except RecordError as error:
+        raise RecordError(f"{where}: image {error}") from None
+    return path
+
+
+def refuse_link_out(path: str | Path, folder: str | Path, mend: str) -> None:
+    """Refuse a file that a table names, or that was looked for beside it, where a link leads to one out of the folder."""
+    if os.path.exists(path) and not lies_in(path, [os.path.realpath(folder)]):
+        raise RecordError(f"{path}: a link that leads out of {folder or '.'}, only files inside it are read; {mend}")
 
 
 def images_folder(path: Path, reading: Reading) -> str:

@@ -74,15 +74,20 @@ def settings_to_resume(folder: Path, settings: AlignSettings) -> AlignSettings:
     stored = AlignSettings.from_dict(read_run(folder), str(folder / "run.json"))
     for name, given in settings.as_dict().items():
         held = getattr(stored, name)
-        if name not in ("out", "pairs", "shard", "tensor_parallel") and given not in (None, "auto", held):
+        if name not in ("out", "pairs", "image_folder", "shard", "tensor_parallel") and given not in (
+            None,
+            "auto",
+            held,
+        ):
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(
                 f"{folder}: {option} is {given}, the run was begun with {held}; resume with the same settings"
             )
-    pairs = settings.pairs or stored.pairs
+    source = settings if settings.pairs else stored
     return replace(
-        stored, out=settings.out, pairs=pairs, shard=settings.shard, tensor_parallel=settings.tensor_parallel
-    )
+        stored, out=settings.out, pairs=source.pairs, image_folder=source.image_folder, shard=settings.shard,
+        tensor_parallel=settings.tensor_parallel,
+    )  # fmt: skip
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
