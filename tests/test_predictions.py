@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mint.errors import MintError, RecordError
 from mint.evaluation import measure
 from mint.evaluation.predictions import read_predictions, write_predictions
+from mint.labels import LabelSet
 from mint.types import Prediction, Record
 
 
@@ -87,7 +88,7 @@ def test_only_named_errors_come_out_of_mutated_predictions(
             measure(
                 predictions,
                 [Record(prediction.id, label="A") for prediction in predictions],
-                labels=["A", "B"],
+                labels=LabelSet(["A", "B"]),
                 resamples=5,
             )
     except MintError as error:
