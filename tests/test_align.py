@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from students import run_settings, text_pairs, untimed, write_pairs_file, write_student
 
 from mint import align
+from mint.commands import cli
 from mint.errors import ConfigError
 from mint.training.runs import read_metrics
 
@@ -34,6 +36,12 @@ def test_settings_may_be_named_one_by_one_or_over_others(model: Path, tmp_path: 
 def test_a_run_is_gone_on_with_by_its_folder_alone(model: Path, tmp_path: Path) -> None:
     done = align(model=model, pairs=text_pairs(4), out=tmp_path / "run", **SHORT)
     assert align(out=tmp_path / "run", resume=True) == done
+
+
+def test_a_folder_without_a_run_is_named_where_there_is_nothing_to_begin_one_with(tmp_path: Path) -> None:
+    said = CliRunner().invoke(cli, ["align", "--resume", "--out", str(tmp_path)])
+    assert said.exit_code == 2
+    assert f"--resume: {tmp_path} holds no run" in said.output
 
 
 @pytest.mark.parametrize(("wrong", "message"), [({"colour": 1}, "align: colour is no setting"),

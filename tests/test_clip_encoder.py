@@ -227,7 +227,7 @@ def test_a_broken_cache_file_is_named(clip: Path, records: list[Record], tmp_pat
 
 
 def test_bad_requests_are_named(clip: Path, records: list[Record]) -> None:
-    with pytest.raises(ConfigError, match="has no classes of its own; name them, like --classes FILE"):
+    with pytest.raises(ConfigError, match="has no classes of its own; name them, as in `prefer --classes FILE`"):
         load_encoder(clip)
     with pytest.raises(ConfigError, match="'Lung' named twice"):
         load_encoder(clip, classes=["Lung", "Lung"])

@@ -55,11 +55,15 @@ def align(cases: str | None, config: str | None, resume: bool, dry_run: bool, sk
     from .. import pipeline
     from ..builtin.cases import is_builtin
     from ..records import home_of
+    from ..training.runs import holds_run
 
     choices = given_choices(given, "modality", "kind")
     own_task = cases in ("builtin:rare-disease", "builtin:tissue") or (cases is None and given["model"] is None)
     if own_task and not (given["pairs"] or config or resume or dry_run):
         return _showcase(cases, given, teacher, choices)
+    where = Path(given["out"] or AlignSettings().out)
+    if resume and not (cases or given["pairs"] or config or holds_run(where)):
+        raise ConfigError(f"--resume: {where} holds no run; correct --out, or give --pairs or CASES to begin one")
     settings = _resolve(given, config, resume)
     skipped: list[str] | None = [] if skip_bad else None
     try:

@@ -115,7 +115,7 @@ def open_clip(
 ) -> ClipEncoder:
     """A teacher from a CLIP checkpoint; `small` is the same one opened without tensors."""
     if classes is None:
-        raise ConfigError(f"{name}: a CLIP encoder has no classes of its own; name them, like --classes FILE")
+        raise ConfigError(f"{name}: a CLIP encoder has no classes of its own; name them, as in `prefer --classes FILE`")
     config = ClipConfig.read(small.config, str(small.folder / "config.json"))
     texts = open_clip_texts(small.folder, config.text.max_position_embeddings)
     _check_texts(texts, config, small.folder)
