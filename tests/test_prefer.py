@@ -160,7 +160,7 @@ def test_clip_teaches_from_a_folder_of_pictures(clip: Path, tissues: Path, tmp_p
         Image.new("RGB", (80, 70), (40 * number, 90, 30)).save(tmp_path / "tiles" / name / f"{number}.png")
     words = ["prefer", tmp_path / "tiles", "--teacher", clip, *IMAGE_WORDS]
     code, said = run(*words, "--out", tmp_path / "pairs.jsonl")
-    assert (code, "like --classes FILE" in said) == (2, True)
+    assert (code, "`prefer --classes FILE`" in said) == (2, True)
     words += ["--classes", tissues, "--cache", tmp_path / "cache"]
     assert run(*words, "--out", tmp_path / "pairs.jsonl")[0] == 0
     pairs = list(read_pairs(tmp_path / "pairs.jsonl"))
