@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from zlib import crc32
 
-from ..records.notes import age_in_years, compose_note
+from ..records.notes import age_in_years, compose_note, composed
 from ..types import Record
 from .face_terms import drawable_labels, nearest
 from .faces import SIZE, Photo
@@ -54,7 +54,7 @@ def told(record: Record, photo_terms: Collection[str] = frozenset()) -> tuple[st
 
 def _without(record: Record, shown: Collection[str]) -> str:
     """The composed note of a case without some of its findings."""
-    return compose_note(replace(record, terms=tuple(term for term in record.terms if term not in shown)))
+    return composed(record, (term for term in record.terms if term not in shown))
 
 
 def _drawing(term: str) -> str | None:

@@ -33,10 +33,10 @@ from ..decoders.llama import Llama
 from ..encoders.encoder import in_batches
 from ..prompts import default_template, prompt_messages
 from ..records.hpo import marked_terms
+from ..records.notes import composed
 from ..tokens import CHAT_SPECIAL, learn_chat_tokenizer
 from ..types import Message, Record
 from .tasks import file_cases
-from .tellings import composed
 
 SIZES = {"hidden_size": 480, "num_attention_heads": 15, "num_key_value_heads": 15, "intermediate_size": 32}
 """Where its network differs from the shipped student's: wider, since a file has more findings than the simulation."""
@@ -45,7 +45,7 @@ OWN, LISTING = slice(256, 320), slice(320, 480)
 number of a list it is, and later in an answer which of them are on its list."""
 EVER, IS_LISTED = -2, -1
 """Two numbers of LISTING: what all tokens have alike, and what names and numbers of a list alone have."""
-HEAD = CONFIG["head_dim"]
+HEAD_WIDTH = CONFIG["head_dim"]
 APART = {"tie_word_embeddings": False}
 """The head has a table of its own: it learns, and what a token says when it is read stays as it is."""
 STEPS, BATCH = 400, 32
@@ -96,6 +96,7 @@ def make_reader(out: Path, notes: Sequence[Read], names: Sequence[str], steps: i
     _give_meaning(network, tokenizer, notes)
     _teach_the_head_alone(network, named)
     _list_each_once(network, named, numbered, headed)
+    _look_at_the_list(network)
     train(network, chat, in_batches(conversations(notes, names, steps * BATCH, seed), BATCH), steps)
     write_student(out, network, tokenizer, config)
 
@@ -161,9 +162,8 @@ def _teach_the_head_alone(network: Llama, names: list[int]) -> None:
 
 @torch.no_grad()
 def _list_each_once(network: Llama, names: list[int], numbers: list[int], headings: list[int]) -> None:
-    """The heads of LISTING average over the names and numbers that a list has so far, and its heading. The last product takes
-    names and numbers that are there from what may come next, and a number makes the one after it likely. Their vectors
-    stand at right angles as far as there is room."""
+    """The last product takes the names and numbers that a list has so far from what may come next; a number makes the one
+    after it likely, a heading its kind of list. Their vectors stand at right angles as far as there is room."""
     listed, room = [*numbers, *names, *headings], LISTING.stop - LISTING.start + EVER
     codes = torch.nn.init.orthogonal_(torch.empty(len(listed), room))
     codes /= codes.norm(dim=1, keepdim=True)
@@ -176,16 +176,20 @@ def _list_each_once(network: Llama, names: list[int], numbers: list[int], headin
     head[headings, LISTING] = 0
     head[names, LISTING.start : EVER] += TWICE * (codes[-2] - codes[-1])  # on a list of diseases, not of findings
     head[numbers[1:], LISTING.start : EVER] += TWICE / 2 * codes[: len(numbers) - 1]
+
+
+@torch.no_grad()
+def _look_at_the_list(network: Llama) -> None:
+    """The heads of LISTING average over what is on a list, where there is any. The first layer alone copies it: if each did,
+    what came first would weigh most. They look by the number of a head that turns least with distance."""
+    slow = range(LISTING.start + HEAD_WIDTH - 1, LISTING.stop, HEAD_WIDTH)
     blocks: Any = network.model.layers
     for number, block in enumerate(blocks):
-        attention, norm = block.self_attn, block.input_layernorm.weight
-        norm[EVER:] = 1
-        attention.v_proj.weight[slice(EVER, None) if number == 0 else LISTING] = (
-            0  # once, or what came first weighs most
-        )
-        slow = range(
-            LISTING.start + HEAD - 1, LISTING.stop, HEAD
-        )  # of each head the number that turns least with distance
+        attention = block.self_attn
+        block.input_layernorm.weight[EVER:] = 1
+        attention.v_proj.weight[EVER:] = 0
+        if number:
+            attention.v_proj.weight[LISTING] = 0
         attention.k_proj.weight[LISTING] = 0
         attention.q_proj.weight[slow, EVER] = attention.k_proj.weight[slow, IS_LISTED] = LOOK
 

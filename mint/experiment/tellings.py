@@ -10,13 +10,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..records.notes import compose_note
+from ..records.notes import composed
 from ..types import Record
-
-
-def composed(record: Record, findings: Sequence[str]) -> str:
-    """The note of a case that tells these findings."""
-    return compose_note(replace(record, terms=tuple(findings)))
 
 
 def retold(record: Record, findings: Sequence[str], seed: str) -> Record:

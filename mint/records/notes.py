@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 
 from ..types import Record
 
@@ -26,6 +28,11 @@ def compose_note(record: Record, *, excluded: bool = False, published: bool = Fa
         words += [f"No {term}" for term in record.excluded]
     text = " ".join(words)
     return " ".join(_CUT.sub("", text).split()) if published else text
+
+
+def composed(record: Record, findings: Iterable[str]) -> str:
+    """The note of a record that tells these findings in place of its own."""
+    return compose_note(replace(record, terms=tuple(findings)))
 
 
 def age_in_words(age: str | None, published: bool = False) -> str | None:
